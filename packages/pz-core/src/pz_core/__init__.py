@@ -1,0 +1,1 @@
+"""Immutable pytree structs, selectors and variables for JAX models."""

@@ -1,0 +1,1 @@
+"""Transformer models from real checkpoints, as editable Penzai layers."""

@@ -1,0 +1,1 @@
+"""Named-axis arrays for JAX: operations by axis name, lifting, shape checking."""

@@ -1,0 +1,1 @@
+"""Declarative, named-axis neural network layers that are plain JAX pytrees."""

@@ -1,0 +1,1 @@
+"""Model surgery, interpretability and training tools for Penzai models."""

@@ -1,0 +1,1 @@
+"""Treescope views of Penzai models, selections, named arrays and tokens."""

@@ -1,0 +1,1 @@
+"""Penzai: models as data (umbrella of the pz-* wheels)."""
