@@ -1,1 +1,7 @@
-"""Penzai: models as data (umbrella of the pz-* wheels)."""
+"""Penzai: models as data.
+
+    from penzai import pz
+
+Every module path of Penzai is here and is the module of the wheel that holds it:
+`penzai.core.selectors` is `pz_core.selectors`.
+"""

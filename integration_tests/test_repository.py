@@ -1,0 +1,103 @@
+"""Guards of the monorepo: one version, one licence, a complete CI matrix, current aliases."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = sorted(path.name for path in (ROOT / "packages").iterdir() if path.is_dir())
+
+
+def _project(folder):
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+
+
+def wrong_edges(version, projects):
+    """Returns the internal requirements that do not say `>=version,<next minor`."""
+    major, minor, _ = version.split(".")
+    expected = f">={version},<{major}.{int(minor) + 1}"
+    requirements = [r for project in projects for r in project.get("dependencies", ())]
+    internal = [r for r in requirements if re.match(r"(pz-\w+|penzai)\b", r)]
+    return [r for r in internal if not re.fullmatch(r"[\w-]+" + re.escape(expected), r)]
+
+
+def test_internal_edges_match_the_version():
+    version = (ROOT / "VERSION").read_text().strip()
+    projects = [_project(ROOT / "packages" / name) for name in PACKAGES] + [_project(ROOT)]
+    assert wrong_edges(version, projects) == []
+
+
+def test_the_edge_guard_can_fail():
+    projects = [{"dependencies": ["pz-core>=0.3.0,<0.4", "pz-named>=0.2.0,<0.4", "jax>=0.8"]}]
+    assert wrong_edges("0.3.0", projects) == ["pz-named>=0.2.0,<0.4"]
+
+
+def test_licences_are_identical():
+    licence = (ROOT / "LICENSE").read_bytes()
+    assert [n for n in PACKAGES if (ROOT / "packages" / n / "LICENSE").read_bytes() != licence] == []
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_package_has_its_files(name):
+    folder = ROOT / "packages" / name
+    import_name = name.replace("-", "_")
+    expected = ["pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests",
+                f"src/{import_name}/__init__.py", f"src/{import_name}/py.typed"]
+    assert [file for file in expected if not (folder / file).exists()] == []
+
+
+def test_the_ci_matrices_list_exactly_the_packages():
+    listed = f"[{', '.join(PACKAGES)}]"
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert workflow.count(f"package: {listed}") == 2
+    hatch = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
+    for environment in ("iso", "oldest"):
+        assert sorted(hatch[environment]["matrix"][0]["package"]) == PACKAGES
+    steps = (ROOT / ".ci/run").read_text()
+    assert sorted(re.search(r"for package in (.*); do", steps)[1].split()) == PACKAGES
+
+
+def test_aliases_are_current():
+    script = ROOT / "scripts/generate_aliases.py"
+    run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_alias_check_can_fail(tmp_path):
+    """The check runs on a copy in which one generated file was changed by hand."""
+    import shutil
+
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    stale = tmp_path / "src/penzai/core/selectors.py"
+    stale.write_text(stale.read_text() + "# changed by hand\n")
+    run = subprocess.run([sys.executable, tmp_path / "scripts/generate_aliases.py", "--check"],
+                         capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "penzai/core/selectors.py" in run.stdout
+
+
+def _init_statements_out_of_place(source):
+    """Statements of a package's `__init__` other than its docstring, imports and `__all__`."""
+    allowed = []
+    for node in ast.parse(source).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if not (is_docstring or is_all or isinstance(node, (ast.Import, ast.ImportFrom))):
+            allowed.append(ast.unparse(node))
+    return allowed
+
+
+@pytest.mark.parametrize("name", [n for n in PACKAGES if n != "pz-viz"])  # pz_viz registers too
+def test_package_inits_hold_imports_only(name):
+    for path in (ROOT / "packages" / name / "src").rglob("__init__.py"):
+        assert _init_statements_out_of_place(path.read_text()) == [], path
+
+
+def test_the_init_guard_can_fail():
+    assert _init_statements_out_of_place('"""Doc."""\nimport a\nx = 1\n') == ["x = 1"]
