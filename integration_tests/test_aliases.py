@@ -51,8 +51,12 @@ for alias, real in pairs.items():
     if text != "ok":
         print(alias, text)
 """
-    run = subprocess.run([sys.executable, "-c", program, json.dumps(_aliases())],
-                         capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(_aliases())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout == ""
 
 

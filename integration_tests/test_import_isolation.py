@@ -29,8 +29,12 @@ print(" ".join(sorted({{name.split(".")[0] for name in sys.modules}})))
 
 def loaded_after(statement):
     """Returns the top-level modules that a fresh interpreter holds after `statement`."""
-    run = subprocess.run([sys.executable, "-c", PROBE.format(statement=statement)],
-                         capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return set(run.stdout.split())
 
 

@@ -39,15 +39,24 @@ def test_the_edge_guard_can_fail():
 
 def test_licences_are_identical():
     licence = (ROOT / "LICENSE").read_bytes()
-    assert [n for n in PACKAGES if (ROOT / "packages" / n / "LICENSE").read_bytes() != licence] == []
+    assert [
+        n for n in PACKAGES if (ROOT / "packages" / n / "LICENSE").read_bytes() != licence
+    ] == []
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_every_package_has_its_files(name):
     folder = ROOT / "packages" / name
     import_name = name.replace("-", "_")
-    expected = ["pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests",
-                f"src/{import_name}/__init__.py", f"src/{import_name}/py.typed"]
+    expected = [
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "tests",
+        f"src/{import_name}/__init__.py",
+        f"src/{import_name}/py.typed",
+    ]
     assert [file for file in expected if not (folder / file).exists()] == []
 
 
@@ -76,8 +85,11 @@ def test_the_alias_check_can_fail(tmp_path):
     shutil.copytree(ROOT / "src", tmp_path / "src")
     stale = tmp_path / "src/penzai/core/selectors.py"
     stale.write_text(stale.read_text() + "# changed by hand\n")
-    run = subprocess.run([sys.executable, tmp_path / "scripts/generate_aliases.py", "--check"],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, tmp_path / "scripts/generate_aliases.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1
     assert "penzai/core/selectors.py" in run.stdout
 

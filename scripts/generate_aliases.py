@@ -151,9 +151,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when stale")
     check = parser.parse_args().check
     texts = files()
-    current = {
-        path for path in ROOT.rglob("*.py") if GENERATED in path.read_text(encoding="utf-8")
-    }
+    current = {path for path in ROOT.rglob("*.py") if GENERATED in path.read_text(encoding="utf-8")}
     stale = [p for p, text in texts.items() if not p.exists() or p.read_text("utf-8") != text]
     surplus = sorted(current - texts.keys())
     for path in sorted([*stale, *surplus]):

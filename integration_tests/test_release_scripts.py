@@ -1,0 +1,62 @@
+"""The release's small programs: the version bump and the list of public names."""
+
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copy(ROOT / "VERSION", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for folder in (ROOT / "packages").iterdir():
+        (tmp_path / "packages" / folder.name).mkdir(parents=True)
+        shutil.copy(folder / "pyproject.toml", tmp_path / "packages" / folder.name)
+    return tmp_path
+
+
+def test_a_bump_updates_the_version_and_every_edge(copy):
+    _script("bump_version").bump(copy, "0.4.1")
+    assert (copy / "VERSION").read_text() == "0.4.1\n"
+    texts = [path.read_text() for path in copy.rglob("pyproject.toml")]
+    assert not any(">=0.3.0" in text for text in texts)
+    assert sum(text.count(">=0.4.1,<0.5") for text in texts) == sum(
+        path.read_text().count(">=0.3.0,<0.4")
+        for path in [ROOT / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")]
+    )
+
+
+def test_a_bump_to_what_is_no_version_is_refused(copy):
+    with pytest.raises(ValueError, match=r"bump\('0\.4\.0rc1'\): a version is three numbers"):
+        _script("bump_version").bump(copy, "0.4.0rc1")
+    assert (copy / "VERSION").read_text() == "0.3.0\n"
+
+
+def test_the_lists_of_public_names_are_current():
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts/public_api.py", "--check"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_list_notices_a_changed_signature(monkeypatch):
+    import pz_core.selectors
+
+    script = _script("public_api")
+    before = script.listing("pz_core")
+    monkeypatch.setattr(pz_core.selectors, "select", lambda tree, surprise: tree)
+    assert "surprise" in script.listing("pz_core")
+    assert "surprise" not in before
