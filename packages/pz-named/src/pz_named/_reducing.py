@@ -1,0 +1,182 @@
+"""Reductions and cumulations along axes given by position or by name.
+
+The axes are translated to data axes and the array function runs once; only its (smaller) result is
+brought into names-first order.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pz_named._aligned import align
+from pz_named._layout import Layout, NamedLeaf, axis_positions
+from pz_named._packing import as_jax, names_first, pack, transposed
+from pz_named.axis_names import AxisName
+
+if TYPE_CHECKING:
+    from pz_named.arrays import NamedArrayBase
+
+__all__ = [
+    "along_names",
+    "axis_names_in",
+    "reduce_names",
+    "reduce_positions",
+    "require_positions",
+]
+
+
+def _is_position(entry: object) -> bool:
+    return isinstance(entry, (int, np.integer))
+
+
+def axis_names_in(axis: Any) -> tuple[AxisName, ...] | None:
+    """The names that `axis` lists, or None when it means positions (integers, None, nothing).
+
+    A string or another hashable that is no tuple is one name; a tuple or list lists several.
+    """
+    if axis is None or _is_position(axis):
+        return None
+    entries = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+    if all(_is_position(entry) for entry in entries):
+        return None
+    if any(_is_position(entry) for entry in entries):
+        raise ValueError(
+            f"axis={axis!r} mixes names and positions; give one kind: reduce the names first and "
+            "the positions of the result afterwards."
+        )
+    return entries
+
+
+def require_positions(method: str, *axes: Any) -> None:
+    """Raises for a name where a position is meant.
+
+    Raises:
+      ValueError: When an entry of `axes` is, or lists, a name.
+    """
+    for axis in axes:
+        names = axis_names_in(axis)
+        if names:
+            raise ValueError(
+                f"{method}: axis={axis!r} is a name, but this method takes positions. Make the axis "
+                f"positional first, .untag({', '.join(map(repr, names))}), or use the function "
+                f"of that purpose in pz_named, which takes names."
+            )
+
+
+def _data_axes(layout: Layout, axis: Any) -> tuple[int, ...]:
+    """Data axes of positions, counted from the end when negative; None means all of them."""
+    rank = len(layout.logical_axes)
+    if axis is None:
+        return layout.logical_axes
+    axes = []
+    for entry in axis if isinstance(axis, (tuple, list)) else (axis,):
+        position = operator.index(entry)
+        if not -rank <= position < rank:
+            raise ValueError(
+                f"axis={axis!r} is out of range for positional shape {layout.positional_shape}; "
+                f"the array's named axes {layout.names!r} are given by name."
+            )
+        axes.append(layout.logical_axes[position])
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis={axis!r} names one positional axis twice.")
+    return tuple(axes)
+
+
+def _with_mask(what: str, x: NamedLeaf, where: Any) -> tuple[Any, Any, Layout]:
+    """Data and mask of one shape, names first, and the layout of both."""
+    rank = len(x._layout().logical_axes)
+    (data, mask), names = align(what, x, where)
+    shape = np.broadcast_shapes(data.shape, jnp.shape(mask))
+    if len(shape) - len(names) > rank:
+        raise ValueError(
+            f"{what}: where= has more positional axes than the array; positional shapes "
+            f"{shape[len(names) :]} and {x._layout().positional_shape}. Name its extra axes."
+        )
+    count = len(names)
+    layout = Layout(names, tuple(range(count)), tuple(range(count, len(shape))), shape)
+    return jnp.broadcast_to(data, shape), mask, layout
+
+
+def _reduce(
+    fun: Callable[..., Any],
+    data: Any,
+    layout: Layout,
+    axes: tuple[int, ...],
+    keepdims: bool,
+    options: dict[str, Any],
+) -> NamedArrayBase:
+    result = fun(data, axis=axes, keepdims=keepdims, **options)
+    kept = [a for a in range(len(layout.shape)) if keepdims or a not in axes]
+    names = [n for n, a in zip(layout.names, layout.name_axes, strict=True) if a in kept]
+    name_axes = [a for a in layout.name_axes if a in kept]
+    order = name_axes + [a for a in layout.logical_axes if a in kept]
+    return pack(transposed(result, tuple(kept.index(a) for a in order)), names)
+
+
+def reduce_positions(
+    what: str,
+    fun: Callable[..., Any],
+    x: NamedLeaf,
+    axis: Any = None,
+    *,
+    keepdims: bool = False,
+    where: Any = None,
+    options: dict[str, Any] | None = None,
+) -> NamedArrayBase:
+    """Reduces positional axes (all for None), or the named axes when `axis` lists names.
+
+    Args:
+      what: The operation, for messages.
+      fun: An array function with `axis` and `keepdims` (and `where`).
+      x: The array.
+      axis: Positions or names.
+      keepdims: Whether reduced axes stay, with size 1.
+      where: A mask, named or not, of what counts.
+      options: More keywords for `fun`.
+
+    Returns:
+      The reduced array, names first.
+    """
+    names = axis_names_in(axis)
+    if names is not None:
+        return reduce_names(what, fun, x, names, keepdims=keepdims, where=where, options=options)
+    options = dict(options or {})
+    if where is None:
+        data, layout = as_jax(x.data_array), x._layout()
+    else:
+        data, options["where"], layout = _with_mask(what, x, where)
+    return _reduce(fun, data, layout, _data_axes(layout, axis), keepdims, options)
+
+
+def reduce_names(
+    what: str,
+    fun: Callable[..., Any],
+    x: NamedLeaf,
+    names: Sequence[AxisName],
+    *,
+    keepdims: bool = False,
+    where: Any = None,
+    options: dict[str, Any] | None = None,
+) -> NamedArrayBase:
+    """Reduces named axes; arguments as for `reduce_positions`."""
+    axis_positions(what, x._layout(), names)  # the mask's names are not the array's to reduce
+    options = dict(options or {})
+    if where is None:
+        data, layout = as_jax(x.data_array), x._layout()
+    else:
+        data, options["where"], layout = _with_mask(what, x, where)
+    return _reduce(fun, data, layout, axis_positions(what, layout, names), keepdims, options)
+
+
+def along_names(
+    what: str, fun: Callable[..., Any], x: NamedLeaf, name: AxisName, **options: Any
+) -> NamedArrayBase:
+    """Applies `fun(data, axis=...)` along one named axis, which the result still has."""
+    data, layout = names_first(x)
+    axis_positions(what, layout, (name,))
+    return pack(fun(data, axis=layout.names.index(name), **options), layout.names)

@@ -1,0 +1,97 @@
+"""New named arrays from shapes given by name.
+
+Example:
+    >>> import pz_named as nx
+    >>> nx.zeros({"batch": 2, "feature": 3}).named_shape
+    {'batch': 2, 'feature': 3}
+"""
+
+from __future__ import annotations
+
+import collections
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from pz_named._layout import is_size, rule_broken_by_name
+from pz_named.arrays import NamedArray, wrap
+from pz_named.axis_names import AxisName
+
+__all__ = ["arange", "full", "ones", "zeros"]
+
+
+def checked_sizes(what: str, named_shape: Mapping[AxisName, int]) -> dict[AxisName, int]:
+    """The named shape with plain integer sizes.
+
+    Raises:
+      ValueError: For an integer as a name or a size that is none.
+      TypeError: When it is no mapping.
+    """
+    if not isinstance(named_shape, Mapping):
+        raise TypeError(
+            f"{what}: named_shape must be a mapping from names to sizes; it is {named_shape!r}. "
+            'Write {"name": size}.'
+        )
+    sizes: dict[AxisName, int] = {}
+    for name, size in named_shape.items():
+        if (rule := rule_broken_by_name(name)) is not None:
+            raise ValueError(f"{what}: {rule}; named_shape={dict(named_shape)!r}.")
+        if not is_size(size):
+            raise ValueError(
+                f"{what}: the size of axis {name!r} must be an integer; it is {size!r}."
+            )
+        sizes[name] = operator.index(size) if hasattr(size, "__index__") else size
+        if isinstance(sizes[name], int) and sizes[name] < 0:
+            raise ValueError(f"{what}: the size of axis {name!r} is negative: {size!r}.")
+    return sizes
+
+
+def full(named_shape: Mapping[AxisName, int], fill_value: Any, dtype: Any = None) -> NamedArray:
+    """An array of one value.
+
+    Args:
+      named_shape: Sizes by name; the result's names are in this order.
+      fill_value: The value, or an array that broadcasts against the sizes by position.
+      dtype: The dtype; default that of `fill_value`.
+
+    Returns:
+      The array, without positional axes.
+
+    Raises:
+      ValueError: For an integer as a name or an unfit size.
+    """
+    sizes = checked_sizes("full", named_shape)
+    data = jnp.full(tuple(sizes.values()), fill_value, dtype)
+    return NamedArray(collections.OrderedDict(sizes), data)
+
+
+def zeros(named_shape: Mapping[AxisName, int], dtype: Any = None) -> NamedArray:
+    """An array of zeros; see `full`."""
+    sizes = checked_sizes("zeros", named_shape)
+    return NamedArray(collections.OrderedDict(sizes), jnp.zeros(tuple(sizes.values()), dtype))
+
+
+def ones(named_shape: Mapping[AxisName, int], dtype: Any = None) -> NamedArray:
+    """An array of ones; see `full`."""
+    sizes = checked_sizes("ones", named_shape)
+    return NamedArray(collections.OrderedDict(sizes), jnp.ones(tuple(sizes.values()), dtype))
+
+
+def arange(
+    name: AxisName, start: Any, stop: Any = None, step: Any = None, dtype: Any = None
+) -> NamedArray:
+    """`jnp.arange` with its axis named.
+
+    Args:
+      name: The axis.
+      start: The first value, or the end (excluded) when `stop` is not given.
+      stop: The end, excluded.
+      step: The distance between values.
+      dtype: The dtype.
+
+    Returns:
+      An array with the one axis `name`.
+    """
+    return wrap(jnp.arange(start, stop, step, dtype)).tag(name)
