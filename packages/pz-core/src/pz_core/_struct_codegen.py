@@ -1,0 +1,139 @@
+"""How structs become pytree nodes: flatten and unflatten without Python loops.
+
+Two strategies, chosen once per class:
+
+* `jax.tree_util.register_dataclass` flattens in C++, but its unflatten calls the constructor; it
+  serves classes whose generated constructor only stores its arguments.
+* All others get generated functions that read the fields by name and fill `__dict__`, so that no
+  constructor runs and no loop over field names remains. For fields `a`, `b` and a static `tag`:
+
+      def flatten(node):
+          return (node.a, node.b), (node.tag,)
+
+      def unflatten(static, children):
+          node = new(cls)
+          slots = node.__dict__
+          slots['a'], slots['b'] = children
+          slots['tag'], = static
+          return node
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+__all__ = ["NodeFunctions", "generate_node_functions", "node_functions", "register_struct"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeFunctions:
+    """Generated functions that take a struct apart and put it together again.
+
+    Attributes:
+      child_names: Names of the fields that are pytree children, in field order.
+      static_names: Names of the others.
+      children: Returns the children of an instance as a tuple.
+      static: Returns the static values of an instance as a tuple.
+      flatten: Both: `(children, static)`.
+      unflatten: Builds an instance from `(static, children)` without running its constructor.
+      keys: The key of each child, or None where the class overrides `key_for_field`.
+    """
+
+    child_names: tuple[str, ...]
+    static_names: tuple[str, ...]
+    children: Callable[[Any], tuple[Any, ...]]
+    static: Callable[[Any], tuple[Any, ...]]
+    flatten: Callable[[Any], tuple[tuple[Any, ...], tuple[Any, ...]]]
+    unflatten: Callable[[Sequence[Any], Iterable[Any]], Any]
+    keys: tuple[Any, ...] | None
+
+
+# Filled by `register_struct`. Read by the tree walkers, for which a dictionary lookup by type is
+# the cheapest way to learn the children of a node.
+node_functions: dict[type, NodeFunctions] = {}
+
+
+def _tuple_source(names: Sequence[str]) -> str:
+    return "(" + "".join(f"node.{name}, " for name in names) + ")"
+
+
+def _store_source(names: Sequence[str], values: str) -> list[str]:
+    if not names:
+        return []
+    return ["    " + "".join(f"slots[{name!r}], " for name in names) + f"= {values}"]
+
+
+def generate_node_functions(
+    cls: type, child_names: Sequence[str], static_names: Sequence[str], *, default_keys: bool
+) -> NodeFunctions:
+    """Compiles the node functions of one class from its field names."""
+    children, static = _tuple_source(child_names), _tuple_source(static_names)
+    source = "\n".join(
+        [
+            f"def children(node): return {children}",
+            f"def static(node): return {static}",
+            f"def flatten(node): return {children}, {static}",
+            "def unflatten(static, children):",
+            "    node = new(cls)",
+            "    slots = node.__dict__",
+            *_store_source(child_names, "children"),
+            *_store_source(static_names, "static"),
+            "    return node",
+        ]
+    )
+    namespace: dict[str, Any] = {"cls": cls, "new": object.__new__}
+    exec(compile(source, f"<node functions of {cls.__qualname__}>", "exec"), namespace)
+    return NodeFunctions(
+        child_names=tuple(child_names),
+        static_names=tuple(static_names),
+        children=namespace["children"],
+        static=namespace["static"],
+        flatten=namespace["flatten"],
+        unflatten=namespace["unflatten"],
+        keys=tuple(map(jax.tree_util.GetAttrKey, child_names)) if default_keys else None,
+    )
+
+
+def _flatten_with_keys(functions: NodeFunctions) -> Callable[[Any], Any]:
+    flatten, keys, names = functions.flatten, functions.keys, functions.child_names
+
+    if keys is not None:
+
+        def with_fixed_keys(node: Any) -> tuple[Any, Any]:
+            children, static = flatten(node)
+            return tuple(zip(keys, children, strict=True)), static
+
+        return with_fixed_keys
+
+    def with_own_keys(node: Any) -> tuple[Any, Any]:
+        children, static = flatten(node)
+        return tuple(zip(map(node.key_for_field, names), children, strict=True)), static
+
+    return with_own_keys
+
+
+def register_struct(cls: type, functions: NodeFunctions, *, constructor_only_stores: bool) -> None:
+    """Registers a class with JAX, by the fastest strategy that keeps its meaning.
+
+    Args:
+      cls: The class.
+      functions: Its node functions.
+      constructor_only_stores: Whether calling the class with all fields as keywords does no more
+        than to store them.
+    """
+    if constructor_only_stores and functions.keys is not None:
+        jax.tree_util.register_dataclass(
+            cls, data_fields=functions.child_names, meta_fields=functions.static_names
+        )
+    else:
+        jax.tree_util.register_pytree_with_keys(
+            cls,
+            _flatten_with_keys(functions),
+            functions.unflatten,
+            functions.flatten,
+        )
+    node_functions[cls] = functions
