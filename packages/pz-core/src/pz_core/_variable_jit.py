@@ -1,0 +1,501 @@
+"""`variable_jit`: `jax.jit` for functions of trees that hold variables.
+
+What a call costs beyond `jax.jit` is kept small by passing flat lists of arrays to one jitted
+function. Everything else (tree structure, labels, metadata, static arguments) is gathered in a
+`_Layout`, which is found again by one comparison and is the only static argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pz_core._text import describe_type
+from pz_core._variable_lifting import check_same_identity, check_without_variables, function_name
+from pz_core._variable_scope import check_scope, current_scope, trace_scope
+from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue
+from pz_core.labeled_variables import LabeledVariable, as_arrays
+from pz_core.variable_binding import unbind_variables
+
+__all__ = ["variable_jit"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Layout:
+    """All that is static about a call. Compared by identity, one object per different call.
+
+    Attributes:
+      treedef: Structure of `(args, kwargs)`; variables are leaves of it.
+      places: For each leaf, which variable (its number), or -1 for an array.
+      signatures: For each variable, what identifies it and its value's structure.
+      static_args: Static arguments by position.
+      static_kwargs: Static arguments by name.
+      donated: For each leaf that is an array, whether it is donated.
+    """
+
+    treedef: Any
+    places: tuple[int, ...]
+    signatures: list[Any]
+    static_args: dict[int, Any]
+    static_kwargs: dict[str, Any]
+    donated: tuple[bool, ...]
+
+
+def _plain_value_type(kind: type) -> type | None:
+    return vars(kind).get("_plain_value_type")
+
+
+def _take_apart(variable: AbstractVariable) -> tuple[Any, list[Any]]:
+    """Returns a variable's signature (compared between calls) and its arrays."""
+    if _plain_value_type(type(variable)) is not None:
+        plain = cast(LabeledVariable[Any], variable)
+        value = plain._value
+        if isinstance(value, jax.Array):
+            return (type(plain), plain.label, plain.metadata), [value]
+        leaves, treedef = jax.tree_util.tree_flatten(as_arrays(plain.label, value))
+        return (type(plain), plain.label, plain.metadata, treedef), leaves
+    leaves, treedef = jax.tree_util.tree_flatten(variable.freeze())
+    return treedef, leaves
+
+
+def _kept_signature(signature: Any) -> Any:
+    """Returns a signature that later edits of the metadata do not reach."""
+    if isinstance(signature, tuple):
+        kind, label, metadata, *rest = signature
+        return (kind, label, dict(metadata), *rest)
+    return signature
+
+
+def _put_together(signature: Any, leaves: Iterable[Any]) -> AbstractVariableValue:
+    """Returns the value that `_take_apart` was given."""
+    if isinstance(signature, tuple):
+        kind, label, metadata, *rest = signature
+        value = rest[0].unflatten(leaves) if rest else next(iter(leaves))
+        made = vars(kind)["_plain_value_type"](label, value, dict(metadata))
+    else:
+        made = signature.unflatten(leaves)
+    return cast(AbstractVariableValue, made)
+
+
+def _number_of_leaves(signature: Any) -> int:
+    if not isinstance(signature, tuple):
+        return cast(int, signature.num_leaves)
+    return cast(int, signature[3].num_leaves) if len(signature) > 3 else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call, taken apart: what the jitted function receives, and whom to give the updates."""
+
+    layout: _Layout
+    kept: list[Any]
+    donated: list[Any]
+    variable_leaves: list[Any]
+    variables: list[AbstractVariable]
+
+    @property
+    def arrays(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """The dynamic arguments of the jitted function."""
+        return self.kept, self.donated, self.variable_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArgumentChoice:
+    """Some arguments of a function, by position and by name, as `jax.jit` takes them."""
+
+    numbers: frozenset[int] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def resolve(
+        cls,
+        fun: Callable[..., Any],
+        numbers: int | Sequence[int] | None,
+        names: str | Iterable[str] | None,
+    ) -> _ArgumentChoice:
+        """Completes positions by names and the reverse where only one was given, as JAX does."""
+        chosen = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
+        named = (names,) if isinstance(names, str) else tuple(names or ())
+        if not chosen and not named:
+            return cls()
+        try:
+            parameters = list(inspect.signature(fun).parameters.values())
+        except (TypeError, ValueError):  # some builtins have no signature
+            parameters = []
+        chosen = tuple(n + len(parameters) if n < 0 else n for n in chosen)
+        by_either = [p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters]
+        if names is None:
+            named = tuple(p.name for n, p in enumerate(parameters) if n in chosen and by_either[n])
+        elif numbers is None:
+            chosen = tuple(n for n, p in enumerate(parameters) if p.name in named and by_either[n])
+        return cls(frozenset(chosen), frozenset(named))
+
+
+def _take_static(
+    choice: _ArgumentChoice, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[str, Any]]:
+    """Separates static arguments; None stands in their positions."""
+    static_args = {n: args[n] for n in sorted(choice.numbers) if n < len(args)}
+    static_kwargs = {n: kwargs[n] for n in sorted(choice.names) if n in kwargs}
+    for where, value in [*static_args.items(), *static_kwargs.items()]:
+        try:
+            hash(value)
+        except TypeError as exc:
+            raise ValueError(
+                f"variable_jit of {name!r}: the static argument {where!r} is a "
+                f"{describe_type(value)}, which is not hashable; static arguments are compared "
+                f"between calls. Pass a hashable value, or do not make it static."
+            ) from exc
+    args = tuple(None if n in static_args else arg for n, arg in enumerate(args))
+    kwargs = {n: arg for n, arg in kwargs.items() if n not in static_kwargs}
+    return args, kwargs, static_args, static_kwargs
+
+
+def _donated_leaves(choice: _ArgumentChoice, treedef: Any, kwargs: dict[str, Any]) -> list[bool]:
+    """Returns for each leaf of `(args, kwargs)` whether its argument is donated."""
+    args_def, kwargs_def = treedef.children()
+    flags: list[bool] = []
+    for number, child in enumerate(args_def.children()):
+        flags += [number in choice.numbers] * child.num_leaves
+    for name, child in zip(sorted(kwargs), kwargs_def.children(), strict=True):
+        flags += [name in choice.names] * child.num_leaves
+    return flags
+
+
+def _without_shared_buffers(leaves: list[Any]) -> list[Any]:
+    """Copies arrays that occur twice: a buffer can be donated only once."""
+    seen: set[int] = set()
+    result = []
+    for leaf in leaves:
+        result.append(jnp.array(leaf, copy=True) if id(leaf) in seen else leaf)
+        seen.add(id(leaf))
+    return result
+
+
+_ARRAY_TYPES = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
+class _VariableJit:
+    """What stands behind one wrapped function: its jitted pure form, and the layouts seen."""
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        donate_variables: bool,
+        static: _ArgumentChoice,
+        donate: _ArgumentChoice,
+        jit_kwargs: dict[str, Any],
+    ) -> None:
+        self.fun = fun
+        self.name = function_name(fun)
+        self.donate_variables = donate_variables
+        self.static = static
+        self.donate = donate
+        self.layouts: dict[Any, list[_Layout]] = {}
+        if "out_shardings" in jit_kwargs:
+            jit_kwargs["out_shardings"] = (jit_kwargs["out_shardings"], None)
+
+        def pure(layout: _Layout, kept: Any, donated: Any, variable_leaves: Any) -> Any:
+            return self._run(layout, kept, donated, variable_leaves)
+
+        pure.__name__ = pure.__qualname__ = self.name
+        self.jitted = jax.jit(
+            pure,
+            static_argnums=0,
+            donate_argnums=(2, 3) if donate_variables else (2,),
+            **jit_kwargs,
+        )
+
+    def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """Takes the arguments of a call apart."""
+        static_args: dict[int, Any] = {}
+        static_kwargs: dict[str, Any] = {}
+        if self.static.numbers or self.static.names:
+            args, kwargs, static_args, static_kwargs = _take_static(
+                self.static, args, kwargs, self.name
+            )
+        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        variable_types = {t for t in set(map(type, leaves)) if issubclass(t, AbstractVariable)}
+        variables: list[AbstractVariable] = []
+        places: tuple[int, ...] = ()
+        arrays = leaves
+        if variable_types:
+            numbers: dict[int, int] = {}
+            found = []
+            arrays = []
+            for leaf in leaves:
+                if type(leaf) in variable_types:
+                    number = numbers.setdefault(id(leaf), len(variables))
+                    if number == len(variables):
+                        variables.append(leaf)
+                    found.append(number)
+                else:
+                    found.append(-1)
+                    arrays.append(leaf)
+            places = tuple(found)
+        signatures, variable_leaves = self._read(variables)
+        types = tuple(map(type, (*static_args.values(), *static_kwargs.values())))
+        key = (treedef, places, tuple(static_args.items()), tuple(static_kwargs.items()), types)
+        layout = self._layout(key, signatures)
+        if layout is None:
+            unbind_variables((args, kwargs))  # for its errors about conflicts
+            layout = self._new_layout(key, signatures, kwargs)
+        donated: list[Any] = []
+        if any(layout.donated):
+            donated = [x for x, d in zip(arrays, layout.donated, strict=True) if d]
+            arrays = [x for x, d in zip(arrays, layout.donated, strict=True) if not d]
+        if self.donate_variables:
+            variable_leaves = _without_shared_buffers(variable_leaves)
+        return _Call(layout, arrays, donated, variable_leaves, variables)
+
+    def _read(self, variables: list[AbstractVariable]) -> tuple[list[Any], list[Any]]:
+        """Returns the signatures and the arrays of the variables."""
+        if current_scope() is not None:
+            for variable in variables:
+                check_scope(variable, getattr(variable, "_scope", current_scope()))
+        signatures, all_leaves = [], []
+        for variable in variables:
+            signature, leaves = _take_apart(variable)
+            signatures.append(signature)
+            all_leaves += leaves
+        return signatures, all_leaves
+
+    def _layout(self, key: Any, signatures: list[Any]) -> _Layout | None:
+        for layout in self.layouts.get(key, ()):
+            if layout.signatures == signatures:
+                return layout
+        return None
+
+    def _new_layout(self, key: Any, signatures: list[Any], kwargs: dict[str, Any]) -> _Layout:
+        treedef, places, static_args, static_kwargs, _ = key
+        donated = _donated_leaves(self.donate, treedef, kwargs)
+        if places:
+            donated = [flag for flag, place in zip(donated, places, strict=True) if place < 0]
+        layout = _Layout(
+            treedef=treedef,
+            places=places,
+            signatures=[_kept_signature(s) for s in signatures],
+            static_args=dict(static_args),
+            static_kwargs=dict(static_kwargs),
+            donated=tuple(donated),
+        )
+        self.layouts.setdefault(key, []).insert(0, layout)
+        return layout
+
+    def _run(
+        self, layout: _Layout, kept: list[Any], donated: list[Any], variable_leaves: list[Any]
+    ) -> tuple[Any, dict[int, Any]]:
+        """The pure function that is traced: result, and new values of the variables it changed."""
+        rest = iter(variable_leaves)
+        values = []
+        for signature in layout.signatures:
+            count = _number_of_leaves(signature)
+            values.append(_put_together(signature, [next(rest) for _ in range(count)]))
+        kept_iter, donated_iter = iter(kept), iter(donated)
+        arrays = [next(donated_iter if d else kept_iter) for d in layout.donated]
+        with trace_scope("variable_jit", self.name):
+            temporaries = [value.unfreeze_as_copy() for value in values]
+            leaves = arrays
+            if layout.places:
+                arrays_iter = iter(arrays)
+                leaves = [
+                    temporaries[place] if place >= 0 else next(arrays_iter)
+                    for place in layout.places
+                ]
+            args, kwargs = layout.treedef.unflatten(leaves)
+            args = tuple(layout.static_args.get(n, arg) for n, arg in enumerate(args))
+            result = self.fun(*args, **kwargs, **layout.static_kwargs)
+            after = [temporary.freeze() for temporary in temporaries]
+        check_without_variables("variable_jit", self.name, result)
+        check_same_identity("variable_jit", self.name, values, after)
+        updates = {
+            i: cast(Any, new).value if isinstance(layout.signatures[i], tuple) else new
+            for i, (old, new) in enumerate(zip(values, after, strict=True))
+            if self.donate_variables or _is_changed(old, new)
+        }
+        return result, updates
+
+    def write_back(self, call: _Call, updates: dict[int, Any]) -> None:
+        """Stores what the function left in its variables."""
+        for i, value in updates.items():
+            variable = call.variables[i]
+            if isinstance(call.layout.signatures[i], tuple):
+                cast(LabeledVariable[Any], variable)._value = value
+            else:
+                variable.update(value)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls the jitted function."""
+        call = self.pack(args, kwargs)
+        try:
+            result, updates = self.jitted(call.layout, *call.arrays)
+        except TypeError as exc:
+            self._explain_bad_argument(args, kwargs, exc)
+            raise
+        self.write_back(call, updates)
+        return result
+
+    def _explain_bad_argument(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], exc: TypeError
+    ) -> None:
+        """Names the argument that is no array; JAX knows it only by its place in a flat list."""
+        args, kwargs, _, _ = _take_static(self.static, args, kwargs, self.name)
+        named = {**{f"args[{n}]": arg for n, arg in enumerate(args)}, **kwargs}
+        for where, arg in named.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
+                if not isinstance(leaf, (*_ARRAY_TYPES, AbstractVariable)) and not hasattr(
+                    leaf, "__jax_array__"
+                ):
+                    raise TypeError(
+                        f"variable_jit of {self.name!r}: {where}{jax.tree_util.keystr(path)} is a "
+                        f"{describe_type(leaf)}, which is no array, number or variable. Make it a "
+                        f"static argument, or keep it in a static field."
+                    ) from exc
+
+
+def _is_changed(old: AbstractVariableValue, new: AbstractVariableValue) -> bool:
+    old_leaves, old_treedef = jax.tree_util.tree_flatten(old)
+    new_leaves, new_treedef = jax.tree_util.tree_flatten(new)
+    return not (old_treedef == new_treedef) or any(
+        a is not b for a, b in zip(old_leaves, new_leaves, strict=True)
+    )
+
+
+class _Stage:
+    """A traced, lowered or compiled `variable_jit` function.
+
+    Offers the attributes of JAX's object for the stage. A compiled one is called with the original
+    arguments, and updates their variables.
+    """
+
+    def __init__(self, owner: _VariableJit, stage: Any, layout: _Layout) -> None:
+        self._owner = owner
+        self._stage = stage
+        self._layout = layout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def lower(self, **kwargs: Any) -> _Stage:
+        """Lowers a traced function."""
+        return _Stage(self._owner, self._stage.lower(**kwargs), self._layout)
+
+    def compile(self, **kwargs: Any) -> _Stage:
+        """Compiles a lowered function."""
+        return _Stage(self._owner, self._stage.compile(**kwargs), self._layout)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self._owner.pack(args, kwargs)
+        if call.layout is not self._layout:
+            raise TypeError(
+                f"variable_jit of {self._owner.name!r}: this compiled function is called with "
+                f"arguments of another structure, other labels or metadata, or other static "
+                f"arguments than it was lowered for. Lower it again for these arguments."
+            )
+        result, updates = self._stage(*call.arrays)
+        self._owner.write_back(call, updates)
+        return result
+
+
+@overload
+def variable_jit(
+    fun: _F,
+    *,
+    donate_variables: bool = False,
+    **jit_kwargs: Any,
+) -> _F: ...
+
+
+@overload
+def variable_jit(
+    fun: None = None,
+    *,
+    donate_variables: bool = False,
+    **jit_kwargs: Any,
+) -> Callable[[_F], _F]: ...
+
+
+def variable_jit(
+    fun: Any = None,
+    *,
+    donate_variables: bool = False,
+    **jit_kwargs: Any,
+) -> Any:
+    """Compiles a function whose arguments may hold variables anywhere.
+
+    The function may read and assign the variables among its arguments; the caller's variables are
+    updated when it returns, and are untouched if it fails. A variable that occurs in several
+    arguments is one variable. Labels, metadata and the structure of values are part of the
+    compilation cache's key.
+
+    Args:
+      fun: Any callable, also a partial. Leave it out to use this as `@variable_jit(option=...)`.
+      donate_variables: Whether the arrays of the variables are donated: their memory is reused for
+        the new values.
+      **jit_kwargs: As for `jax.jit`, except `in_shardings`.
+
+    Returns:
+      A function with the name and signature of `fun`, and with `lower`, `trace` and `clear_cache`
+      as on `jax.jit`'s result.
+
+    Raises:
+      ValueError: When called, if the result contains variables, or a label or metadata was changed.
+      VariableConflictError: When called, if two variables have one slot.
+      ClosedOverVariableError: When called, if `fun` uses a variable that is not among its
+        arguments.
+
+    >>> from pz_core.variables import StateVariable
+    >>> total = StateVariable(0.0)
+    >>> @variable_jit
+    ... def add(total, x):
+    ...     total.value += x
+    >>> add(total, 2.0)
+    >>> float(total.value)
+    2.0
+    """
+    if "in_shardings" in jit_kwargs:
+        raise ValueError(
+            "variable_jit does not take in_shardings, since the arguments are passed to the "
+            "compiled function in another order. Place the arguments with `jax.device_put` before "
+            "the call, or use `jax.lax.with_sharding_constraint` inside."
+        )
+
+    def wrap(fun: Callable[..., Any]) -> Callable[..., Any]:
+        options = dict(jit_kwargs)
+        static = _ArgumentChoice.resolve(
+            fun, options.pop("static_argnums", None), options.pop("static_argnames", None)
+        )
+        donate = _ArgumentChoice.resolve(
+            fun, options.pop("donate_argnums", None), options.pop("donate_argnames", None)
+        )
+        behind = _VariableJit(fun, donate_variables, static, donate, options)
+
+        @functools.wraps(fun, updated=())
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return behind.call(args, kwargs)
+
+        def lower(*args: Any, **kwargs: Any) -> _Stage:
+            call = behind.pack(args, kwargs)
+            return _Stage(behind, behind.jitted.lower(call.layout, *call.arrays), call.layout)
+
+        def trace(*args: Any, **kwargs: Any) -> _Stage:
+            call = behind.pack(args, kwargs)
+            return _Stage(behind, behind.jitted.trace(call.layout, *call.arrays), call.layout)
+
+        wrapper.__name__ = behind.name
+        wrapper.__doc__ = f"Jitted version of `{behind.name}`.\n\n{fun.__doc__ or ''}"
+        vars(wrapper).update(
+            lower=lower, trace=trace, clear_cache=cast(Any, behind.jitted).clear_cache
+        )
+        return wrapper
+
+    return wrap if fun is None else wrap(fun)
