@@ -29,7 +29,7 @@ from pz_named.lifting import nmap, raise_size_conflict
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
 
-__all__ = ["align", "apply_elementwise", "is_array_like"]
+__all__ = ["align", "apply_divmod", "apply_elementwise", "is_array_like"]
 
 _SCALARS = (int, float, complex)
 _RAW_ARRAYS = (jax.Array, np.ndarray, np.generic)
@@ -132,3 +132,12 @@ def apply_elementwise(op: Callable[..., Any], *operands: Any) -> NamedArrayBase:
             return cast("NamedArrayBase", nmap(op)(*operands))
     datas, names = align(getattr(op, "__name__", repr(op)), *operands)
     return pack(op(*datas), names)
+
+
+def apply_divmod(x: Any, y: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
+    """`divmod` of aligned operands; one of them is a named array."""
+    if not (is_array_like(x) and is_array_like(y)):
+        return cast("tuple[NamedArrayBase, NamedArrayBase]", nmap(divmod)(x, y))
+    (first, second), names = align("divmod", x, y)
+    quotient, remainder = divmod(first, second)
+    return pack(quotient, names), pack(remainder, names)

@@ -12,10 +12,10 @@ import difflib
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-import jax
 import numpy as np
+from jax import export
 
 from pz_named.axis_names import AxisName, TmpPosAxisMarker
 
@@ -85,7 +85,7 @@ def is_size(value: object) -> bool:
     """Whether `value` can be an axis size: an integer, NumPy's included, or a symbolic dimension."""
     if isinstance(value, (int, np.integer)):
         return True
-    return bool(jax.export.is_symbolic_dim(value))  # type: ignore[no-untyped-call]
+    return bool(export.is_symbolic_dim(cast(Any, value)))
 
 
 def rule_broken_by_name(name: object) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import jax.numpy as jnp
 
-from pz_named._aligned import apply_elementwise, is_array_like
+from pz_named._aligned import apply_divmod, apply_elementwise, is_array_like
 from pz_named._layout import NamedLeaf, named_shape_text
 from pz_named._packing import names_first, pack
 from pz_named.lifting import nmap
@@ -34,10 +34,6 @@ def _compare(op: Callable[..., Any], x: NamedLeaf, other: Any) -> NamedArrayBase
         return jnp.full(values.shape, result) if isinstance(result, bool) else result
 
     return cast("NamedArrayBase", nmap(compare)(x))
-
-
-def _divmod(x: Any, y: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
-    return apply_elementwise(operator.floordiv, x, y), apply_elementwise(operator.mod, x, y)
 
 
 class NamedOperators(NamedLeaf):
@@ -137,10 +133,10 @@ class NamedOperators(NamedLeaf):
         return apply_elementwise(operator.xor, other, self)
 
     def __divmod__(self, other: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
-        return _divmod(self, other)
+        return apply_divmod(self, other)
 
     def __rdivmod__(self, other: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
-        return _divmod(other, self)
+        return apply_divmod(other, self)
 
     def __abs__(self) -> NamedArrayBase:
         return apply_elementwise(abs, self)

@@ -65,7 +65,8 @@ def transposed(data: Any, order: tuple[int, ...]) -> Any:
         return data
     if isinstance(data, jax.ShapeDtypeStruct):
         shape = tuple(data.shape[axis] for axis in order)
-        return jax.ShapeDtypeStruct(shape, data.dtype)
+        abstract: Any = jax.ShapeDtypeStruct  # its constructor has no annotations
+        return abstract(shape, data.dtype)
     return data.transpose(order)
 
 

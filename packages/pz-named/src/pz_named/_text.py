@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pz_named._layout import NamedLeaf
@@ -20,7 +21,7 @@ def _values(data: Any) -> str:
     if isinstance(data, jax.Array):
         if isinstance(data, jax.core.Tracer) or not data.is_fully_addressable or data.is_deleted():
             return ""
-        if jax.dtypes.issubdtype(data.dtype, jax.dtypes.extended):
+        if jnp.issubdtype(data.dtype, jax.dtypes.extended):
             return ""
     elif not isinstance(data, np.ndarray):
         return ""

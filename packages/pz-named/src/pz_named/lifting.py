@@ -132,7 +132,7 @@ def _call_lifted(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         filled = list(leaves)
         for i, data, order in zip(where, slices, plan.orders, strict=True):
             filled[i] = transposed(data, order)
-        inner_args, inner_kwargs = treedef.unflatten(filled)
+        inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, filled)
         result = fun(*inner_args, **inner_kwargs)
         outputs, structure = jax.tree_util.tree_flatten(result, is_leaf=is_named)
         if all(isinstance(o, jax.Array) for o in outputs):
