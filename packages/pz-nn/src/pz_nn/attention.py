@@ -1,0 +1,361 @@
+"""Attention: masks for its logits, the data flow around them, and the form that caches keys and values.
+
+The parts are layers, so a model says in its own tree how queries and keys are made, how they meet and
+what masks the result; `Attention` only fixes who feeds whom:
+
+    q, k, v = input_to_query(x), input_to_key(x), input_to_value(x)
+    attn = query_key_to_attn((q, k))            # {..., heads, seq, kv_seq}
+    out = attn_value_to_output((attn, v))
+
+Masks compare *positions*, which come in as side inputs, never indices: position -1 marks padding and
+slots of a cache that nothing has filled.
+
+Source: Vaswani et al., "Attention Is All You Need" (2017).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import typing
+from collections.abc import Hashable, Mapping
+from typing import Any, Self
+
+import jax.numpy as jnp
+
+from pz_core.struct import pytree_dataclass
+from pz_named import named_axes as nx
+from pz_nn import _cache_writes
+from pz_nn._axes import Names, broadcast_against, names_and_data, with_names
+from pz_nn._side_inputs import required
+from pz_nn.kv_cache import CachingLayer
+from pz_nn.layer import Layer
+
+__all__ = [
+    "ApplyAttentionMask",
+    "ApplyCausalAttentionMask",
+    "ApplyCausalSlidingWindowAttentionMask",
+    "ApplyExplicitAttentionMask",
+    "Attention",
+    "KVCachingAttention",
+]
+
+
+class ApplyAttentionMask(Layer):
+    """Base of the layers that mask attention logits: y = where(keep, logits, masked_out_value).
+
+    A subclass has a field `masked_out_value` and says in `keep_mask` which entries stay. Axes of the
+    result stand as in the logits; axes that only the mask has follow. A finite `masked_out_value` makes
+    the softmax of a row without any kept entry uniform, -inf makes it NaN.
+    """
+
+    masked_out_value: Any
+
+    @abc.abstractmethod
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """Which entries stay.
+
+        Args:
+            side_inputs: The side inputs of the call.
+
+        Returns:
+            A boolean named array; axes it lacks are broadcast.
+        """
+
+    @typing.final
+    def __call__(self, logits: Any, /, **side_inputs: Any) -> nx.NamedArray:
+        """Replaces the entries that the mask does not keep.
+
+        Args:
+            logits: Named array without positional axes.
+            **side_inputs: What `keep_mask` reads.
+
+        Returns:
+            The masked logits, in the dtype that logits and `masked_out_value` promote to.
+
+        Raises:
+            KeyError: If a side input that the mask reads is missing.
+        """
+        names, data = names_and_data(logits, type(self).__name__)
+        keep_names, keep = names_and_data(self.keep_mask(side_inputs), type(self).__name__)
+        fill_names: Names = ()
+        fill = self.masked_out_value
+        if nx.is_namedarray(fill):
+            fill_names, fill = names_and_data(fill, type(self).__name__)
+        target = tuple(dict.fromkeys((*names, *keep_names, *fill_names)))
+        return with_names(
+            target,
+            jnp.where(
+                broadcast_against(keep_names, keep, target),
+                broadcast_against(names, data, target),
+                broadcast_against(fill_names, fill, target) if fill_names else fill,
+            ),
+        )
+
+
+@pytree_dataclass
+class ApplyExplicitAttentionMask(ApplyAttentionMask):
+    """Masks logits with a mask given as a side input.
+
+    Attributes:
+        mask_input_name: The side input: a named array, truthy where an entry stays.
+        masked_out_value: What stands in masked places.
+    """
+
+    mask_input_name: str = dataclasses.field(metadata={"pytree_node": False})
+    masked_out_value: Any
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """The given mask."""
+        mask = _named_side_input(self, side_inputs, self.mask_input_name)
+        return mask if mask.dtype == jnp.bool_ else typing.cast(nx.NamedArrayBase, mask != 0)
+
+
+@pytree_dataclass
+class ApplyCausalAttentionMask(ApplyAttentionMask):
+    """Lets each query see the keys at its own position and before: keep iff q >= k and k >= 0.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
+        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+    """
+
+    masked_out_value: Any
+    query_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """q >= k and k >= 0, {..., seq, kv_seq}."""
+        query, key = positions(self, side_inputs)
+        keep: nx.NamedArrayBase = (query >= key) & (key >= 0)
+        return keep
+
+
+@pytree_dataclass
+class ApplyCausalSlidingWindowAttentionMask(ApplyAttentionMask):
+    """A causal mask that reaches back a limited way: keep iff 0 <= q - k < window and k >= 0.
+
+    A window of w is the token itself and the w - 1 before it.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        sliding_window_size: The window, at least 1. A leaf, so blocks of a layer stack can differ in
+            it: a named array with the stack axis.
+        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
+        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+    """
+
+    masked_out_value: Any
+    sliding_window_size: Any
+    query_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """q >= k, k >= 0 and q - k < window, {..., seq, kv_seq}."""
+        query, key = positions(self, side_inputs)
+        near = query - key < self.sliding_window_size
+        keep: nx.NamedArrayBase = (query >= key) & near & (key >= 0)
+        return keep
+
+
+def positions(
+    mask: Any, side_inputs: Mapping[str, Any]
+) -> tuple[nx.NamedArrayBase, nx.NamedArrayBase]:
+    """Positions of queries, with `mask.seq_axis`, and of keys, with that axis renamed `kv_seq_axis`."""
+    query = _named_side_input(mask, side_inputs, mask.query_positions_input_name)
+    key = _named_side_input(mask, side_inputs, mask.kv_positions_input_name)
+    for name, value in (
+        (mask.query_positions_input_name, query),
+        (mask.kv_positions_input_name, key),
+    ):
+        if mask.seq_axis not in value.named_shape:
+            raise ValueError(
+                f"{type(mask).__name__}: the positions must have the axis {mask.seq_axis!r}, but side "
+                f"input {name!r} has named_shape={value.named_shape}. Name its token axis "
+                f"{mask.seq_axis!r}, or give the mask another seq_axis."
+            )
+    return query, key.untag(mask.seq_axis).tag(mask.kv_seq_axis)
+
+
+def _named_side_input(layer: Layer, side_inputs: Mapping[str, Any], name: str) -> Any:
+    value = required(dict(side_inputs), name, type(layer).__name__)
+    if not nx.is_namedarray(value):
+        raise TypeError(
+            f"{type(layer).__name__}: side input {name!r} must be a named array, but is a "
+            f"{type(value).__name__}. Name its axes: wrap(array, 'seq', ...)."
+        )
+    return value
+
+
+@pytree_dataclass
+class Attention(Layer):
+    """The data flow of attention; all five parts are layers and receive the side inputs.
+
+        q, k, v = input_to_query(x), input_to_key(x), input_to_value(x)
+        out = attn_value_to_output((query_key_to_attn((q, k)), v))
+
+    It masks and scales nothing itself. By convention keys and values have the axis `seq`, and only the
+    attention matrix has `kv_seq` (its einsum renames).
+
+    Attributes:
+        input_to_query: Input → queries.
+        input_to_key: Input → keys.
+        input_to_value: Input → values.
+        query_key_to_attn: (queries, keys) → attention weights.
+        attn_value_to_output: (attention weights, values) → output.
+    """
+
+    input_to_query: Any
+    input_to_key: Any
+    input_to_value: Any
+    query_key_to_attn: Any
+    attn_value_to_output: Any
+
+    def __call__(self, x: Any, /, **side_inputs: Any) -> Any:
+        """Runs queries, keys, values, attention weights and output, in this order."""
+        query = self.input_to_query(x, **side_inputs)
+        key = self.input_to_key(x, **side_inputs)
+        value = self.input_to_value(x, **side_inputs)
+        attn = self.query_key_to_attn((query, key), **side_inputs)
+        return self.attn_value_to_output((attn, value), **side_inputs)
+
+    def treescope_color(self) -> str:
+        """An orange of the same lightness as the colours of other layers."""
+        return "oklch(0.785 0.103 38.5)"
+
+
+@pytree_dataclass
+class KVCachingAttention(CachingLayer):
+    """Attention that keeps keys and values of earlier tokens in a state variable.
+
+    Each call computes queries, keys and values of the new tokens alone, writes keys and values into the
+    caches at the places n, n + 1, … (n is a side input: how many places were filled before the call),
+    and attends to the *whole* caches. Which places are filled is for the mask to know: its positions
+    of the keys are a side input over the full cache, -1 where nothing stands. Keys are cached as
+    `input_to_key` returns them, after any rotary embedding.
+
+    More tokens than the cache has room for are never clamped: a `KVCacheOverflowError` where n is
+    known, and NaN outputs where n is traced (`kv_cache_overflows` tells in advance).
+
+    Attributes:
+        input_to_query: Input → queries.
+        input_to_key: Input → keys.
+        input_to_value: Input → values.
+        query_key_to_attn: (queries, all keys) → attention weights.
+        attn_value_to_output: (attention weights, all values) → output.
+        sequence_axis: The axis of tokens in keys, values and caches.
+        kv_cache_end_index_key: Name of the side input n: an int, a scalar array, or a named array with
+            batch axes only.
+        kv_cache: State variable with the cached keys and values, named arrays.
+    """
+
+    input_to_query: Any
+    input_to_key: Any
+    input_to_value: Any
+    query_key_to_attn: Any
+    attn_value_to_output: Any
+    sequence_axis: str = dataclasses.field(metadata={"pytree_node": False})
+    kv_cache_end_index_key: Hashable = dataclasses.field(metadata={"pytree_node": False})
+    kv_cache: Any
+
+    def __call__(self, x: Any, /, **side_inputs: Any) -> Any:
+        """Adds the new tokens to the caches and attends to all of them.
+
+        Args:
+            x: Input of the new tokens.
+            **side_inputs: n under `kv_cache_end_index_key`, and what the parts read.
+
+        Returns:
+            The output for the new tokens.
+
+        Raises:
+            KeyError: If the side input n is missing.
+            KVCacheOverflowError: If n is known and the cache has no room.
+            TypeError: If the new tokens alone exceed the cache, or dtypes differ.
+            ValueError: If axes of keys or values differ from the cache's.
+        """
+        name = type(self).__name__
+        start = _cache_writes.end_index(side_inputs, self.kv_cache_end_index_key, name)
+        query = self.input_to_query(x, **side_inputs)
+        key = self.input_to_key(x, **side_inputs)
+        value = self.input_to_value(x, **side_inputs)
+        plan = _cache_writes.plan_write(
+            self.kv_cache, (key, value), self.sequence_axis, start, name
+        )
+        keys, values = _cache_writes.write(self.kv_cache, plan)
+        attn = self.query_key_to_attn((query, keys), **side_inputs)
+        output = self.attn_value_to_output((attn, values), **side_inputs)
+        return _cache_writes.nan_where(plan.overflow, output)
+
+    def state_updated_in_place(self) -> tuple[Any, ...]:
+        """The cache: layer stacks let this layer write into the stacked buffer."""
+        return (self.kv_cache,)
+
+    def capacity(self) -> int | None:
+        """The number of places in the cache; None where no cache is bound."""
+        return _cache_writes.size_along(self.kv_cache, self.sequence_axis)
+
+    @classmethod
+    def from_uncached(
+        cls,
+        original: Attention,
+        sequence_axis: str,
+        cache_len: int,
+        cached_axes: dict[str, int],
+        cache_end_index_key: Hashable,
+        cache_dtype: Any = jnp.float32,
+        cache_label: Hashable | None = None,
+        layerstack_axes: dict[str, int] | None = None,
+        value_axes: dict[str, int] | None = None,
+    ) -> Self:
+        """The caching form of an attention layer, with empty caches.
+
+        Args:
+            original: Its parts are reused.
+            sequence_axis: The axis of tokens in keys and values.
+            cache_len: Capacity: the most tokens that prompt and continuation may have together.
+            cached_axes: Sizes of all other axes of keys and values, batch axes included.
+            cache_end_index_key: Name of the side input that tells how much is filled.
+            cache_dtype: The dtype of keys and values.
+            cache_label: Label of the state variable; by default one made up.
+            layerstack_axes: Axes of the layer stacks around the layer, outermost first, as given by
+                `layerstack_axes_from_keypath`. They come first in the cache, so that each layer's part
+                is contiguous.
+            value_axes: Sizes of all other axes of the values, where they differ from the keys'.
+
+        Returns:
+            The layer. Its caches are zeros {**layerstack_axes, **cached_axes, sequence_axis}.
+        """
+        return cls(
+            input_to_query=original.input_to_query,
+            input_to_key=original.input_to_key,
+            input_to_value=original.input_to_value,
+            query_key_to_attn=original.query_key_to_attn,
+            attn_value_to_output=original.attn_value_to_output,
+            sequence_axis=sequence_axis,
+            kv_cache_end_index_key=cache_end_index_key,
+            kv_cache=_cache_writes.empty_cache(
+                {**cached_axes, sequence_axis: cache_len},
+                {**(value_axes or cached_axes), sequence_axis: cache_len},
+                cache_dtype,
+                cache_label,
+                layerstack_axes or {},
+            ),
+        )
