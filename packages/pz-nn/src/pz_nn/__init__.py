@@ -1,1 +1,137 @@
 """Declarative, named-axis neural network layers that are plain JAX pytrees."""
+
+from pz_nn.basic_ops import CastToDType as CastToDType
+from pz_nn.basic_ops import Elementwise as Elementwise
+from pz_nn.basic_ops import Softmax as Softmax
+from pz_nn.basic_ops import TanhSoftCap as TanhSoftCap
+from pz_nn.combinators import BranchAndAddTogether as BranchAndAddTogether
+from pz_nn.combinators import BranchAndMultiplyTogether as BranchAndMultiplyTogether
+from pz_nn.combinators import ConcatBranches as ConcatBranches
+from pz_nn.combinators import Residual as Residual
+from pz_nn.dropout import DisabledDropout as DisabledDropout
+from pz_nn.dropout import StochasticDropout as StochasticDropout
+from pz_nn.dropout import maybe_dropout as maybe_dropout
+from pz_nn.embeddings import ApplyRoPE as ApplyRoPE
+from pz_nn.embeddings import ApplyRoPEToSubset as ApplyRoPEToSubset
+from pz_nn.embeddings import EmbeddingDecode as EmbeddingDecode
+from pz_nn.embeddings import EmbeddingLookup as EmbeddingLookup
+from pz_nn.embeddings import EmbeddingTable as EmbeddingTable
+from pz_nn.grouping import CheckedSequential as CheckedSequential
+from pz_nn.grouping import CheckStructure as CheckStructure
+from pz_nn.grouping import Identity as Identity
+from pz_nn.grouping import NamedGroup as NamedGroup
+from pz_nn.grouping import Sequential as Sequential
+from pz_nn.grouping import inline_anonymous_sequentials as inline_anonymous_sequentials
+from pz_nn.grouping import inline_groups as inline_groups
+from pz_nn.grouping import is_anonymous_sequential as is_anonymous_sequential
+from pz_nn.grouping import is_sequential_or_named as is_sequential_or_named
+from pz_nn.initializers import he_normal_initializer as he_normal_initializer
+from pz_nn.initializers import he_uniform_initializer as he_uniform_initializer
+from pz_nn.initializers import initializer_by_name as initializer_by_name
+from pz_nn.initializers import lecun_normal_initializer as lecun_normal_initializer
+from pz_nn.initializers import lecun_uniform_initializer as lecun_uniform_initializer
+from pz_nn.initializers import normal_initializer as normal_initializer
+from pz_nn.initializers import orthogonal_initializer as orthogonal_initializer
+from pz_nn.initializers import truncated_normal_initializer as truncated_normal_initializer
+from pz_nn.layer import Layer as Layer
+from pz_nn.linear_and_affine import AddBias as AddBias
+from pz_nn.linear_and_affine import Affine as Affine
+from pz_nn.linear_and_affine import ConstantRescale as ConstantRescale
+from pz_nn.linear_and_affine import Linear as Linear
+from pz_nn.linear_and_affine import LinearInPlace as LinearInPlace
+from pz_nn.linear_and_affine import (
+    LinearOperatorWeightInitializer as LinearOperatorWeightInitializer,
+)
+from pz_nn.linear_and_affine import NamedEinsum as NamedEinsum
+from pz_nn.linear_and_affine import RenameAxes as RenameAxes
+from pz_nn.linear_and_affine import constant_initializer as constant_initializer
+from pz_nn.linear_and_affine import contract as contract
+from pz_nn.linear_and_affine import variance_scaling_initializer as variance_scaling_initializer
+from pz_nn.linear_and_affine import xavier_normal_initializer as xavier_normal_initializer
+from pz_nn.linear_and_affine import xavier_uniform_initializer as xavier_uniform_initializer
+from pz_nn.linear_and_affine import zero_initializer as zero_initializer
+from pz_nn.parameters import ParameterLike as ParameterLike
+from pz_nn.parameters import assert_no_parameter_slots as assert_no_parameter_slots
+from pz_nn.parameters import derive_param_key as derive_param_key
+from pz_nn.parameters import make_parameter as make_parameter
+from pz_nn.rope_scaling import DefaultScaling as DefaultScaling
+from pz_nn.rope_scaling import DynamicScaling as DynamicScaling
+from pz_nn.rope_scaling import LinearScaling as LinearScaling
+from pz_nn.rope_scaling import Llama3Scaling as Llama3Scaling
+from pz_nn.rope_scaling import LongRoPEScaling as LongRoPEScaling
+from pz_nn.rope_scaling import RoPEScaling as RoPEScaling
+from pz_nn.rope_scaling import YarnScaling as YarnScaling
+from pz_nn.standardization import ComputeInDType as ComputeInDType
+from pz_nn.standardization import LayerNorm as LayerNorm
+from pz_nn.standardization import RMSLayerNorm as RMSLayerNorm
+from pz_nn.standardization import RMSStandardize as RMSStandardize
+from pz_nn.standardization import ScaleWithOffset as ScaleWithOffset
+from pz_nn.standardization import Standardize as Standardize
+
+__all__ = [
+    "AddBias",
+    "Affine",
+    "ApplyRoPE",
+    "ApplyRoPEToSubset",
+    "BranchAndAddTogether",
+    "BranchAndMultiplyTogether",
+    "CastToDType",
+    "CheckStructure",
+    "CheckedSequential",
+    "ComputeInDType",
+    "ConcatBranches",
+    "ConstantRescale",
+    "DefaultScaling",
+    "DisabledDropout",
+    "DynamicScaling",
+    "Elementwise",
+    "EmbeddingDecode",
+    "EmbeddingLookup",
+    "EmbeddingTable",
+    "Identity",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "LinearInPlace",
+    "LinearOperatorWeightInitializer",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRoPEScaling",
+    "NamedEinsum",
+    "NamedGroup",
+    "ParameterLike",
+    "RMSLayerNorm",
+    "RMSStandardize",
+    "RenameAxes",
+    "Residual",
+    "RoPEScaling",
+    "ScaleWithOffset",
+    "Sequential",
+    "Softmax",
+    "Standardize",
+    "StochasticDropout",
+    "TanhSoftCap",
+    "YarnScaling",
+    "assert_no_parameter_slots",
+    "constant_initializer",
+    "contract",
+    "derive_param_key",
+    "he_normal_initializer",
+    "he_uniform_initializer",
+    "initializer_by_name",
+    "inline_anonymous_sequentials",
+    "inline_groups",
+    "is_anonymous_sequential",
+    "is_sequential_or_named",
+    "lecun_normal_initializer",
+    "lecun_uniform_initializer",
+    "make_parameter",
+    "maybe_dropout",
+    "normal_initializer",
+    "orthogonal_initializer",
+    "truncated_normal_initializer",
+    "variance_scaling_initializer",
+    "xavier_normal_initializer",
+    "xavier_uniform_initializer",
+    "zero_initializer",
+]

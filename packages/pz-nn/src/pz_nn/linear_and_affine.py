@@ -1,0 +1,599 @@
+"""Linear operators by axis name: contraction, linear and affine layers, biases, renaming.
+
+The named shape of a weight says what each of its axes does: input axes are summed over, output axes are
+new in the result, all others are parallel (one independent operator for each index).
+
+    layer = Linear.from_config("attn/query", key, {"embedding": 64}, {"heads": 4, "projection": 16})
+    layer(x)  # {batch, seq, embedding} -> {batch, seq, heads, projection}
+
+A `Linear` becomes one `dot_general` in which neither operand is transposed.
+
+The module is longer than most because these names belong to it in Penzai: the layers of a linear map and
+their builders; initializers live in `pz_nn.initializers` and are named here too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pz_core.struct import pytree_dataclass
+from pz_core.variables import LabeledVariable, LabeledVariableValue
+from pz_named import named_axes as nx
+from pz_named import shapecheck as chk
+from pz_named.named_axes import NamedArray, NamedArrayBase
+from pz_nn import _einsum
+from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
+from pz_nn._contraction import contract_data
+from pz_nn.grouping import Sequential
+from pz_nn.initializers import (
+    LinearOperatorWeightInitializer,
+    check_unique_axis_names_for_initializer,
+    constant_initializer,
+    variance_scaling_initializer,
+    xavier_normal_initializer,
+    xavier_uniform_initializer,
+    zero_initializer,
+)
+from pz_nn.layer import Layer
+from pz_nn.parameters import ParameterLike, make_parameter
+
+__all__ = [
+    "AddBias",
+    "Affine",
+    "ConstantRescale",
+    "Linear",
+    "LinearInPlace",
+    "LinearOperatorWeightInitializer",
+    "NamedEinsum",
+    "RenameAxes",
+    "check_unique_axis_names_for_initializer",
+    "constant_initializer",
+    "contract",
+    "variance_scaling_initializer",
+    "xavier_normal_initializer",
+    "xavier_uniform_initializer",
+    "zero_initializer",
+]
+
+AxisSizes = dict[str, int]
+
+
+@pytree_dataclass
+class RenameAxes(Layer):
+    """Gives axes other names, all at once (so two may swap); no data moves.
+
+    Attributes:
+        old: Name or names that the input has.
+        new: Name or names for them, in the same order.
+    """
+
+    old: str | tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+    new: str | tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+
+    def __call__(self, value: NamedArrayBase, /, **_side_inputs: Any) -> NamedArray:
+        """Renames.
+
+        Raises:
+            ValueError: If an old name is missing, a new one is taken, their numbers differ, or the input
+                has positional axes.
+        """
+        old, new = as_names(self.old), as_names(self.new)
+        names, data = names_and_data(value, "RenameAxes")
+        if len(old) != len(new):
+            raise ValueError(
+                f"RenameAxes: `old` and `new` must have the same length, but are {old} and {new}. Give "
+                "each old name one new name."
+            )
+        axis_indices(names, old, "RenameAxes")
+        renamed = dict(zip(old, new, strict=True))
+        result: Names = tuple(renamed.get(name, name) for name in names)
+        if len(set(result)) != len(result):
+            clashing = [name for name in new if result.count(name) > 1]
+            raise ValueError(
+                f"RenameAxes: the new names must be free, but {list(dict.fromkeys(clashing))} would "
+                f"occur twice: input axes {names}, renaming {old} to {new}. Choose other new names, or "
+                "rename the clashing axis as well."
+            )
+        return with_names(result, data)
+
+
+def contract(
+    names: str | Sequence[Hashable],
+    left: NamedArrayBase,
+    right: NamedArrayBase,
+    *,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> NamedArray:
+    """Sums the product of two arrays over some of their common axes.
+
+    out = Σ_names left · right. Other common axes are paired, the rest are kept.
+
+    Args:
+        names: Axes to sum over, which both arrays have; none gives the broadcast product.
+        left: Named array.
+        right: Named array.
+        precision: As in `jax.lax.dot_general`.
+        preferred_element_type: As in `jax.lax.dot_general`.
+
+    Returns:
+        Array with the remaining axes of `left`, then the new ones of `right`.
+
+    Raises:
+        ValueError: If a name is missing in either array, the sizes of a common axis differ, or there are
+            positional axes.
+
+    Example:
+        >>> left, right = nx.ones({"a": 2, "b": 3}), nx.ones({"b": 3, "c": 4})
+        >>> contract("b", left, right).named_shape
+        {'a': 2, 'c': 4}
+    """
+    summed = as_names(names)
+    left_names, left_data = names_and_data(left, "contract")
+    right_names, right_data = names_and_data(right, "contract")
+    axis_indices(left_names, summed, "contract (left operand)")
+    axis_indices(right_names, summed, "contract (right operand)")
+    left_sizes = dict(zip(left_names, left_data.shape, strict=True))
+    right_sizes = dict(zip(right_names, right_data.shape, strict=True))
+    conflicts = [n for n in left_names if n in right_sizes and left_sizes[n] != right_sizes[n]]
+    if conflicts:
+        raise ValueError(
+            f"contract: axes of one name must agree in size, but {conflicts} do not. "
+            f"left.named_shape={left_sizes}, right.named_shape={right_sizes}. Rename the axis of one "
+            "operand if they are different things."
+        )
+    result_names = (
+        *(name for name in left_names if name not in summed),
+        *(name for name in right_names if name not in left_sizes),
+    )
+    data = contract_data(
+        left_data,
+        left_names,
+        right_data,
+        right_names,
+        result_names,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return with_names(result_names, data)
+
+
+@pytree_dataclass
+class NamedEinsum(Layer):
+    """Einstein summation in which every axis of every array is an index, by name.
+
+    Attributes:
+        input_axes: One spec for each input: a tuple of names (each its own index), or a dict from axis
+            name to index name. Axes with one index have one size; an index that the output lacks is
+            summed over; one that occurs twice in an input takes its diagonal. Axes of the inputs that
+            stand in no spec are batch axes: every input has the same ones.
+        output_axes: The spec of the output. Its axes come last, in the order of the spec.
+        precision: As in `jax.lax.dot_general`.
+        preferred_element_type: As in `jax.lax.dot_general`.
+
+    Example:
+        `NamedEinsum(({"seq": "query", "features": "f"}, {"seq": "key", "features": "f"}),
+        {"seq": "query", "kv_seq": "key"})` maps (queries, keys) to attention logits.
+    """
+
+    input_axes: tuple[_einsum.Spec, ...] = dataclasses.field(metadata={"pytree_node": False})
+    output_axes: _einsum.Spec = dataclasses.field(metadata={"pytree_node": False})
+    precision: Any = dataclasses.field(default=None, metadata={"pytree_node": False})
+    preferred_element_type: Any = dataclasses.field(default=None, metadata={"pytree_node": False})
+
+    def __post_init__(self) -> None:
+        input_axes, output_axes = _einsum.checked_specs(self.input_axes, self.output_axes)
+        object.__setattr__(self, "input_axes", input_axes)
+        object.__setattr__(self, "output_axes", output_axes)
+
+    def __call__(self, inputs: tuple[NamedArrayBase, ...], /, **_side_inputs: Any) -> NamedArray:
+        """Contracts.
+
+        Args:
+            inputs: Tuple of floating named arrays, one for each spec.
+
+        Returns:
+            Array with the batch axes in the order of the first input, then the axes of the output spec.
+
+        Raises:
+            ValueError: If `inputs` is no tuple or has another length, or a batch axis has the name of an
+                output axis.
+            StructureMismatchError: If axes are missing, sizes disagree or an input is not floating.
+        """
+        specs = [_einsum.as_mapping(spec) for spec in self.input_axes]
+        output_spec = _einsum.as_mapping(self.output_axes)
+        batch_names = _einsum.check_inputs(inputs, specs, output_spec)
+        operands = [names_and_data(array, "NamedEinsum") for array in inputs]
+        # Indices and batch axes are told apart by their position in the pair.
+        labels = [
+            [(spec[name], None) if name in spec else (None, name) for name in names]
+            for (names, _), spec in zip(operands, specs, strict=True)
+        ]
+        result_labels = [
+            *((None, name) for name in batch_names),
+            *((index, None) for index in output_spec.values()),
+        ]
+        data = _einsum.contract_labelled(
+            [data for _, data in operands],
+            labels,
+            result_labels,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+        return with_names((*batch_names, *output_spec), data)
+
+
+@pytree_dataclass
+class Linear(Layer):
+    """Linear operator: y[B, P, out] = Σ_in x[B, P, in] · W[P, in, out].
+
+    Attributes:
+        weights: Parameter W. Of its axes, those in `in_axis_names` are summed over, those in
+            `out_axis_names` are new in the output, all others are parallel: the input has them too.
+        in_axis_names: Names of input axes.
+        out_axis_names: Names of output axes.
+        precision: As in `jax.lax.dot_general`.
+        preferred_element_type: As in `jax.lax.dot_general`; by default the dtype is JAX's promotion of x
+            and W.
+    """
+
+    weights: ParameterLike[NamedArrayBase]
+    in_axis_names: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+    out_axis_names: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+    precision: Any = dataclasses.field(default=None, metadata={"pytree_node": False})
+    preferred_element_type: Any = dataclasses.field(default=None, metadata={"pytree_node": False})
+
+    def __call__(self, value: NamedArrayBase, /, **_side_inputs: Any) -> NamedArray:
+        """Applies the operator.
+
+        Args:
+            value: Floating named array with the input and parallel axes; others are batch axes.
+
+        Returns:
+            Array with the remaining axes of the input, then the new axes in the order of the weights.
+
+        Raises:
+            StructureMismatchError: If an axis is missing or has the wrong size, the dtype is not
+                floating, there are positional axes, or an output axis is in the input already.
+            UnboundVariableError: If the weights are an unfilled slot.
+        """
+        weights = self.weights.value
+        if not _fits_linear(value, weights.named_shape, self.out_axis_names):
+            self._raise_misfit(value, weights.named_shape)
+        return contract(
+            self.in_axis_names,
+            value,
+            weights,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+
+    def _raise_misfit(self, value: Any, weight_sizes: Mapping[Any, int]) -> None:
+        prefix = f"{_label_of(self.weights)}Error while checking the input of a Linear layer:\n"
+        required = {n: size for n, size in weight_sizes.items() if n not in self.out_axis_names}
+        pattern = chk.ArraySpec(
+            named_shape={**chk.var("batch"), **required},
+            dtype=jnp.floating,
+        )
+        chk.check_structure(value, pattern, error_prefix=prefix)
+        clashing = [name for name in self.out_axis_names if name in value.named_shape]
+        sizes = ", ".join(
+            f"{n}: {value.named_shape[n]} (output: {weight_sizes[n]})" for n in clashing
+        )
+        message = (
+            f"{prefix}The input must not have an axis that the layer makes, but it has {sizes}; "
+            f"input named_shape={value.named_shape}, weights named_shape={weight_sizes}. Rename that axis "
+            "of the input first, for example with RenameAxes."
+        )
+        if any(value.named_shape[n] != weight_sizes[n] for n in clashing):
+            raise ValueError(message)
+        raise chk.StructureMismatchError(message)
+
+    @property
+    def input_axes(self) -> dict[Hashable, int]:
+        """Axes that are summed over, with sizes, in the order of the weights."""
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name in self.in_axis_names}
+
+    @property
+    def output_axes(self) -> dict[Hashable, int]:
+        """Axes that are new in the output, with sizes, in the order of the weights."""
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name in self.out_axis_names}
+
+    @property
+    def parallel_axes(self) -> dict[Hashable, int]:
+        """Axes of independent operators, with sizes; a stack's axis too, seen from outside the stack."""
+        ends = (*self.in_axis_names, *self.out_axis_names)
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name not in ends}
+
+    @classmethod
+    def from_config(
+        cls,
+        name: str,
+        init_base_rng: jax.Array | None,
+        input_axes: AxisSizes,
+        output_axes: AxisSizes,
+        parallel_axes: AxisSizes | None = None,
+        parallel_broadcast_axes: AxisSizes | None = None,
+        initializer: LinearOperatorWeightInitializer = xavier_uniform_initializer,
+        dtype: Any = jnp.float32,
+        rename_outputs_if_necessary: bool = True,
+    ) -> Linear | LinearInPlace:
+        """Builds a linear layer.
+
+        Args:
+            name: Name of the layer; the label of its weights is `{name}.weights`.
+            init_base_rng: Key of the model, or None for a slot.
+            input_axes: Axes to sum over, with sizes.
+            output_axes: Axes to make, with sizes. One that is also an input axis is made under the name
+                `{axis}_out` and renamed afterwards.
+            parallel_axes: Axes of independent operators.
+            parallel_broadcast_axes: Axes of independent operators that all see one input: output axes
+                that leave the variance of the initial weights alone.
+            initializer: Draws the weights.
+            dtype: Dtype of the weights.
+            rename_outputs_if_necessary: Whether an axis may be both input and output axis.
+
+        Returns:
+            A `Linear`, or a `LinearInPlace` around one if outputs had to be renamed.
+
+        Raises:
+            ValueError: If the groups of axes overlap otherwise, or a made-up name is taken.
+        """
+        parallel = parallel_axes or {}
+        broadcast = parallel_broadcast_axes or {}
+        primed = _primed_output_names(
+            name, input_axes, output_axes, parallel, broadcast, rename_outputs_if_necessary
+        )
+        weight_output_axes = {primed.get(n, n): size for n, size in output_axes.items()}
+        weights = make_parameter(
+            f"{name}.weights",
+            init_base_rng,
+            initializer,
+            input_axes=input_axes,
+            output_axes=weight_output_axes,
+            parallel_axes={**parallel, **broadcast},
+            convolution_spatial_axes={},
+            dtype=dtype,
+        )
+        linear = cls(weights, tuple(input_axes), (*weight_output_axes, *broadcast))
+        if not primed:
+            return linear
+        return LinearInPlace([linear, RenameAxes(tuple(primed.values()), tuple(primed))])
+
+
+def _primed_output_names(
+    name: str,
+    input_axes: AxisSizes,
+    output_axes: AxisSizes,
+    parallel_axes: AxisSizes,
+    broadcast_axes: AxisSizes,
+    may_rename: bool,
+) -> dict[str, str]:
+    """Names under which the weights hold output axes that are input axes too."""
+    primed = {n: f"{n}_out" for n in output_axes if n in input_axes}
+    groups = (
+        f"input_axes={input_axes}, output_axes={output_axes}, parallel_axes={parallel_axes}, "
+        f"parallel_broadcast_axes={broadcast_axes}"
+    )
+    if primed and not may_rename:
+        raise ValueError(
+            f"Linear.from_config({name!r}): with rename_outputs_if_necessary=False no axis may be both "
+            f"input and output axis, but {list(primed)} are: {groups}. Rename the output axes, or allow "
+            "the renaming."
+        )
+    others = (input_axes, parallel_axes, broadcast_axes, output_axes)
+    taken = [new for new in primed.values() if any(new in group for group in others)]
+    if taken:
+        raise ValueError(
+            f"Linear.from_config({name!r}): the weights hold an output axis that is also an input axis "
+            f"under its name with `_out`, so {taken} must be free: {groups}. Give the output axes "
+            "other names and put a RenameAxes after the layer."
+        )
+    held = [*input_axes, *(primed.get(n, n) for n in output_axes), *parallel_axes, *broadcast_axes]
+    repeated = sorted({n for n in held if held.count(n) > 1})
+    if repeated:
+        raise ValueError(
+            f"Linear.from_config({name!r}): parallel and broadcast axes must differ from each other and "
+            f"from input and output axes, but {repeated} stand in several groups: {groups}. Leave each "
+            "axis in the one group that says what it does."
+        )
+    return primed
+
+
+def _fits_linear(
+    value: Any, weight_sizes: Mapping[Any, int], out_axis_names: tuple[str, ...]
+) -> bool:
+    """Whether an input fits; cheap, because every call asks and only a misfit needs a report."""
+    if not isinstance(value, NamedArrayBase) or value.positional_shape:
+        return False
+    sizes = value.named_shape
+    for name, size in weight_sizes.items():
+        if name in out_axis_names:
+            if name in sizes:
+                return False
+        elif sizes.get(name) != size:
+            return False
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def _label_of(parameter: Any) -> str:
+    """`(layer name) ` from a parameter's label, or nothing."""
+    if isinstance(parameter, LabeledVariable | LabeledVariableValue):
+        label = parameter.label
+        if isinstance(label, str) and label.endswith(".weights"):
+            return f"({label.removesuffix('.weights')}) "
+    return ""
+
+
+@pytree_dataclass
+class LinearInPlace(Sequential):
+    """A `Linear` some of whose output axes replace input axes of the same names.
+
+    Attributes:
+        sublayers: The `Linear`, which makes `{axis}_out`, and a `RenameAxes`. A batch axis of such a name
+            is an error.
+    """
+
+    sublayers: list[Any]
+
+
+@pytree_dataclass
+class AddBias(Layer):
+    """Adds a bias: y = x + b.
+
+    Attributes:
+        bias: Parameter b.
+        new_axis_names: Axes of the bias that the input need not have. The input must have all others.
+    """
+
+    bias: ParameterLike[NamedArrayBase]
+    new_axis_names: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+
+    def __call__(self, value: NamedArrayBase, /, **_side_inputs: Any) -> Any:
+        """Adds the bias.
+
+        Args:
+            value: Named array.
+
+        Returns:
+            The sum; axes of the bias that the input lacks come last.
+
+        Raises:
+            ValueError: If sizes disagree, or an axis of the bias that is not new is missing.
+        """
+        bias = self.bias.value
+        if isinstance(value, NamedArrayBase):
+            names = value.named_shape
+            missing = [
+                n for n in bias.named_shape if n not in names and n not in self.new_axis_names
+            ]
+            if missing:
+                raise ValueError(
+                    f"AddBias: the input must have the axes of the bias, but {missing} are missing: input "
+                    f"named_shape={names}, bias named_shape={bias.named_shape}."
+                    f"{near_misses(missing, names)} Rename an axis of the input, or list the axis in "
+                    "new_axis_names if the bias is to add it."
+                )
+        return value + bias
+
+    @classmethod
+    def from_config(
+        cls,
+        name: str,
+        init_base_rng: jax.Array | None,
+        biased_axes: AxisSizes,
+        new_output_axes: AxisSizes | None = None,
+        initializer: LinearOperatorWeightInitializer = zero_initializer,
+        dtype: Any = jnp.float32,
+    ) -> AddBias:
+        """Builds a bias.
+
+        Args:
+            name: Name of the layer; the label is `{name}.bias`.
+            init_base_rng: Key of the model, or None for a slot.
+            biased_axes: Axes of the input along which the bias varies, with sizes.
+            new_output_axes: Axes that the bias adds.
+            initializer: Draws the bias; all axes are output axes to it.
+            dtype: Dtype of the bias.
+
+        Returns:
+            The layer.
+        """
+        new_axes = new_output_axes or {}
+        bias = make_parameter(
+            f"{name}.bias",
+            init_base_rng,
+            initializer,
+            input_axes={},
+            output_axes={**biased_axes, **new_axes},
+            parallel_axes={},
+            convolution_spatial_axes={},
+            dtype=dtype,
+        )
+        return cls(bias, tuple(new_axes))
+
+
+@pytree_dataclass
+class Affine(Sequential):
+    """A linear operator and a bias: y = x · W + b.
+
+    Attributes:
+        sublayers: A `Linear` (and the renaming of its outputs, if any), then an `AddBias`.
+    """
+
+    sublayers: list[Any]
+
+    @classmethod
+    def from_config(
+        cls,
+        name: str,
+        init_base_rng: jax.Array | None,
+        input_axes: AxisSizes,
+        output_axes: AxisSizes,
+        parallel_axes: AxisSizes | None = None,
+        parallel_broadcast_axes: AxisSizes | None = None,
+        linear_initializer: LinearOperatorWeightInitializer = xavier_uniform_initializer,
+        bias_initializer: LinearOperatorWeightInitializer = zero_initializer,
+        dtype: Any = jnp.float32,
+        rename_outputs_if_necessary: bool = True,
+    ) -> Affine:
+        """Builds an affine layer.
+
+        Args:
+            name: Name of the layer; labels are `{name}/Linear.weights` and `{name}/AddBias.bias`.
+            init_base_rng: Key of the model, or None for slots.
+            input_axes: As in `Linear.from_config`, like all axes here.
+            output_axes: Axes to make.
+            parallel_axes: Axes of independent operators, each with a bias.
+            parallel_broadcast_axes: The same, all seeing one input.
+            linear_initializer: Draws the weights.
+            bias_initializer: Draws the bias.
+            dtype: Dtype of both.
+            rename_outputs_if_necessary: Whether an axis may be both input and output axis.
+
+        Returns:
+            The layer.
+        """
+        linear = Linear.from_config(
+            f"{name}/Linear",
+            init_base_rng,
+            input_axes,
+            output_axes,
+            parallel_axes,
+            parallel_broadcast_axes,
+            linear_initializer,
+            dtype,
+            rename_outputs_if_necessary,
+        )
+        bias = AddBias.from_config(
+            f"{name}/AddBias",
+            init_base_rng,
+            {**(parallel_axes or {}), **(parallel_broadcast_axes or {}), **output_axes},
+            initializer=bias_initializer,
+            dtype=dtype,
+        )
+        linears = linear.sublayers if isinstance(linear, LinearInPlace) else [linear]
+        return cls([*linears, bias])
+
+
+@pytree_dataclass
+class ConstantRescale(Layer):
+    """Multiplies every array of its input by a constant that is not learned.
+
+    Attributes:
+        by: The factor. A Python number keeps the dtype of floating inputs; an array promotes it.
+    """
+
+    by: float | jax.Array | NamedArrayBase
+
+    def __call__(self, value: Any, /, **_side_inputs: Any) -> Any:
+        """Multiplies each leaf of a pytree."""
+        return jax.tree_util.tree_map(lambda leaf: leaf * self.by, value, is_leaf=nx.is_namedarray)
