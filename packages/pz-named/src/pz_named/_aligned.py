@@ -14,15 +14,15 @@ fallback for operands that JAX does not take for arrays.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
 from jax import lax
 
 from pz_named._layout import Layout, NamedLeaf, ordered_union
-from pz_named._packing import as_jax, pack, transposed
+from pz_named._packing import ResultForm, as_jax, pack, transposed
 from pz_named.axis_names import AxisName
 from pz_named.lifting import nmap, raise_size_conflict
 
@@ -36,13 +36,29 @@ _RAW_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 class _Step(NamedTuple):
+    """What brings one operand into the common order; None where nothing is to do."""
+
     permutation: tuple[int, ...] | None
     new_axes: tuple[int, ...] | None
 
 
 class _Plan(NamedTuple):
     steps: tuple[_Step | None, ...]
-    names: tuple[AxisName, ...]
+    is_trivial: bool
+    result: ResultForm
+
+
+_Key: TypeAlias = Layout | int | None
+_NO_ARRAY = object()
+
+
+def _key(operand: Any) -> Any:
+    """What a plan needs to know of an operand: a layout, a rank, or None for a Python scalar."""
+    if isinstance(operand, NamedLeaf):
+        return operand._layout()
+    if isinstance(operand, _SCALARS):
+        return None
+    return operand.ndim if isinstance(operand, _RAW_ARRAYS) else _NO_ARRAY
 
 
 def is_array_like(value: object) -> bool:
@@ -51,7 +67,7 @@ def is_array_like(value: object) -> bool:
 
 
 @functools.lru_cache(maxsize=8192)
-def _plan(operands: tuple[Layout | int | None, ...]) -> _Plan | None:
+def _plan(operands: tuple[_Key, ...]) -> _Plan | None:
     """How to align operands: layouts, ranks of raw arrays, None for Python scalars.
 
     None is returned where a name has two sizes.
@@ -61,10 +77,11 @@ def _plan(operands: tuple[Layout | int | None, ...]) -> _Plan | None:
         return None
     names = tuple(union)
     rank = max(len(o.logical_axes) if isinstance(o, Layout) else (o or 0) for o in operands)
-    return _Plan(tuple(_step(o, names, rank) for o in operands), names)
+    steps = tuple(_step(o, names, rank) for o in operands)
+    return _Plan(steps, not any(steps), ResultForm(union))
 
 
-def _step(operand: Layout | int | None, names: tuple[AxisName, ...], rank: int) -> _Step | None:
+def _step(operand: _Key, names: tuple[AxisName, ...], rank: int) -> _Step | None:
     if isinstance(operand, Layout):
         axis_of = dict(zip(operand.names, operand.name_axes, strict=True))
         order = tuple(axis_of[n] for n in names if n in axis_of) + operand.logical_axes
@@ -77,6 +94,23 @@ def _step(operand: Layout | int | None, names: tuple[AxisName, ...], rank: int) 
         return None
     missing = len(names) + rank - operand
     return _Step(None, tuple(range(missing))) if missing else None
+
+
+def _aligned(plan: _Plan, operands: Sequence[Any]) -> list[Any]:
+    if plan.is_trivial:
+        return [as_jax(o.data_array) if isinstance(o, NamedLeaf) else o for o in operands]
+    return [_carry_out(step, o) for step, o in zip(plan.steps, operands, strict=True)]
+
+
+def _carry_out(step: _Step | None, operand: Any) -> Any:
+    data = as_jax(operand.data_array) if isinstance(operand, NamedLeaf) else operand
+    if step is None:
+        return data
+    if step.permutation is not None:
+        data = transposed(data, step.permutation)
+    if step.new_axes is not None:
+        data = lax.expand_dims(data, step.new_axes)
+    return data
 
 
 def align(what: str, *operands: Any) -> tuple[list[Any], tuple[AxisName, ...]]:
@@ -92,26 +126,19 @@ def align(what: str, *operands: Any) -> tuple[list[Any], tuple[AxisName, ...]]:
 
     Raises:
       ValueError: When a name has two sizes.
+      TypeError: When an operand is no array.
     """
-    keys = tuple(
-        o._layout() if isinstance(o, NamedLeaf) else (None if isinstance(o, _SCALARS) else o.ndim)
-        for o in operands
-    )
+    keys = tuple(map(_key, operands))
+    if _NO_ARRAY in keys:
+        wrong = operands[keys.index(_NO_ARRAY)]
+        raise TypeError(
+            f"{what}: every operand must be a named array, an array or a number; one is {wrong!r} "
+            f"of type {type(wrong).__name__}. Convert it with jnp.asarray."
+        )
     plan = _plan(keys)
     if plan is None:
         raise_size_conflict(what, operands, {})
-    return [_carry_out(step, o) for step, o in zip(plan.steps, operands, strict=True)], plan.names
-
-
-def _carry_out(step: _Step | None, operand: Any) -> Any:
-    data = as_jax(operand.data_array) if isinstance(operand, NamedLeaf) else operand
-    if step is None:
-        return data
-    if step.permutation is not None:
-        data = transposed(data, step.permutation)
-    if step.new_axes is not None:
-        data = lax.expand_dims(data, step.new_axes)
-    return data
+    return _aligned(plan, operands), plan.result.names
 
 
 def apply_elementwise(op: Callable[..., Any], *operands: Any) -> NamedArrayBase:
@@ -127,11 +154,13 @@ def apply_elementwise(op: Callable[..., Any], *operands: Any) -> NamedArrayBase:
     Raises:
       ValueError: When a name has two sizes.
     """
-    for operand in operands:
-        if not is_array_like(operand):
-            return cast("NamedArrayBase", nmap(op)(*operands))
-    datas, names = align(getattr(op, "__name__", repr(op)), *operands)
-    return pack(op(*datas), names)
+    keys = tuple(map(_key, operands))
+    if _NO_ARRAY in keys:
+        return cast("NamedArrayBase", nmap(op)(*operands))
+    plan = _plan(keys)
+    if plan is None:
+        raise_size_conflict(getattr(op, "__name__", repr(op)), operands, {})
+    return plan.result.pack(op(*_aligned(plan, operands)))
 
 
 def apply_divmod(x: Any, y: Any) -> tuple[NamedArrayBase, NamedArrayBase]:

@@ -3,13 +3,13 @@
 One rule for all results: names first, in the stated order, then positional axes; a `NamedArray`
 when no positional axis is left and a `NamedArrayView` otherwise. The two classes stand above the
 operations that are their methods, so they hand themselves down to this module when they are
-defined (`arrays.py` calls `register_classes` once). A cycle of imports was the alternative.
+defined (`arrays.py` calls `register_makers` once). A cycle of imports was the alternative.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,17 +22,29 @@ from pz_named.axis_names import AxisName
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
 
-__all__ = ["as_jax", "is_named", "names_first", "pack", "register_classes", "transposed"]
+__all__ = [
+    "ResultForm",
+    "as_jax",
+    "is_named",
+    "names_first",
+    "pack",
+    "register_makers",
+    "transposed",
+]
 
-_classes: dict[str, Callable[..., NamedArrayBase]] = {}
+_makers: dict[str, Callable[[Any, Any], NamedArrayBase]] = {}
 
 
-def register_classes(
-    named_array: Callable[..., NamedArrayBase], named_array_view: Callable[..., NamedArrayBase]
+def register_makers(
+    named_array: Callable[[Any, Any], NamedArrayBase],
+    named_array_view: Callable[[Any, Any], NamedArrayBase],
 ) -> None:
-    """Tells this module the two classes; called once, by the module that defines them."""
-    _classes["prefix"] = named_array
-    _classes["view"] = named_array_view
+    """Tells this module how to make the two classes from their static fields and the data.
+
+    Called once, by the module that defines them.
+    """
+    _makers["prefix"] = named_array
+    _makers["view"] = named_array_view
 
 
 def is_named(value: object) -> bool:
@@ -40,20 +52,39 @@ def is_named(value: object) -> bool:
     return isinstance(value, NamedLeaf)
 
 
+_NUMPY = (np.ndarray, np.generic)
+
+
 def as_jax(data: Any) -> Any:
     """`data` with NumPy arrays turned into JAX's; everything else (abstract data too) as it is."""
-    return jnp.asarray(data) if isinstance(data, (np.ndarray, np.generic)) else data
+    return jnp.asarray(data) if isinstance(data, _NUMPY) else data
+
+
+class ResultForm:
+    """The names of a result, prepared once for all results of a plan.
+
+    Results share the mappings, which is why the fields of a named array must not be mutated.
+    """
+
+    __slots__ = ("_axes", "_sizes", "names")
+
+    def __init__(self, sizes: Mapping[AxisName, int]) -> None:
+        self.names = tuple(sizes)
+        self._sizes = collections.OrderedDict(sizes)
+        self._axes = {name: axis for axis, name in enumerate(sizes)}
+
+    def pack(self, data: Any) -> NamedArrayBase:
+        """The named array over `data`, whose leading axes are the names."""
+        shape = data.shape
+        count = len(self.names)
+        if len(shape) == count:
+            return _makers["prefix"](self._sizes, data)
+        return _makers["view"]((shape, tuple(range(count, len(shape))), self._axes), data)
 
 
 def pack(data: Any, names: Sequence[AxisName]) -> NamedArrayBase:
     """The named array over `data`, whose leading axes are `names` and whose others are positional."""
-    shape = data.shape
-    count = len(names)
-    if len(shape) == count:
-        return _classes["prefix"](collections.OrderedDict(zip(names, shape, strict=True)), data)
-    return _classes["view"](
-        shape, tuple(range(count, len(shape))), dict(zip(names, range(count), strict=True)), data
-    )
+    return ResultForm(dict(zip(names, data.shape, strict=False))).pack(data)
 
 
 def transposed(data: Any, order: tuple[int, ...]) -> Any:

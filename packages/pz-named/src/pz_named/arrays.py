@@ -40,7 +40,7 @@ from pz_named._layout import (
     view_layout,
 )
 from pz_named._operators import NamedOperators
-from pz_named._packing import as_jax, pack, register_classes, transposed
+from pz_named._packing import as_jax, pack, register_makers, transposed
 from pz_named._reduction_methods import ReductionMethods
 from pz_named._text import one_line
 from pz_named.axis_names import AxisName
@@ -515,43 +515,43 @@ def _require_array(leaf: Any, what: str) -> None:
         )
 
 
-def _flatten_array(x: NamedArray) -> tuple[tuple[Any], Any]:
-    return (x.data_array,), x.named_axes
-
-
-def _flatten_view(x: NamedArrayView) -> tuple[tuple[Any], Any]:
-    return (x.data_array,), (x.data_shape, x.data_axis_for_logical_axis, x.data_axis_for_name)
-
-
-def _unflatten_array(aux: Any, children: Any) -> NamedArray:
+def _make_array(named_axes: Any, data_array: Any) -> NamedArray:
+    """A `NamedArray` without the constructor, whose frozen fields cost as much as a small op."""
     array = object.__new__(NamedArray)
-    array.__dict__["named_axes"] = aux
-    array.__dict__["data_array"] = children[0]
+    fields = array.__dict__
+    fields["named_axes"] = named_axes
+    fields["data_array"] = data_array
     return array
 
 
-def _unflatten_view(aux: Any, children: Any) -> NamedArrayView:
+def _make_view(static: Any, data_array: Any) -> NamedArrayView:
     array = object.__new__(NamedArrayView)
     fields = array.__dict__
-    fields["data_shape"], fields["data_axis_for_logical_axis"], fields["data_axis_for_name"] = aux
-    fields["data_array"] = children[0]
+    fields["data_shape"], fields["data_axis_for_logical_axis"], fields["data_axis_for_name"] = (
+        static
+    )
+    fields["data_array"] = data_array
     return array
+
+
+def _static_of_view(x: NamedArrayView) -> Any:
+    return x.data_shape, x.data_axis_for_logical_axis, x.data_axis_for_name
 
 
 _DATA_KEY = jax.tree_util.GetAttrKey("data_array")
 jax.tree_util.register_pytree_with_keys(
     NamedArray,
     lambda x: (((_DATA_KEY, x.data_array),), x.named_axes),
-    _unflatten_array,
-    _flatten_array,
+    lambda static, children: _make_array(static, children[0]),
+    lambda x: ((x.data_array,), x.named_axes),
 )
 jax.tree_util.register_pytree_with_keys(
     NamedArrayView,
-    lambda x: (((_DATA_KEY, x.data_array),), _flatten_view(x)[1]),
-    _unflatten_view,
-    _flatten_view,
+    lambda x: (((_DATA_KEY, x.data_array),), _static_of_view(x)),
+    lambda static, children: _make_view(static, children[0]),
+    lambda x: ((x.data_array,), _static_of_view(x)),
 )
-register_classes(NamedArray, NamedArrayView)
+register_makers(_make_array, _make_view)
 
 
 def wrap(array: Any, *names: AxisName) -> NamedArray:
