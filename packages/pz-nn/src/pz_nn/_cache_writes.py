@@ -46,28 +46,50 @@ class Write(NamedTuple):
 
 
 def empty_cache(
+    sequence: tuple[str, int],
     key_axes: Mapping[Any, int],
     value_axes: Mapping[Any, int],
+    stack_axes: Mapping[Any, int],
     dtype: Any,
     label: Hashable | None,
-    stack_axes: Mapping[Any, int],
-) -> StateVariable:
-    """A state variable with caches of zeros, axes of layer stacks first.
+) -> StateVariable[Any]:
+    """A state variable with caches of zeros.
+
+    Axes of layer stacks come first, so that the part of a layer is contiguous. The token axis is the
+    last in the keys and the one before the last in the values: laid out like this, both products of
+    attention read the caches without a copy.
+
+    Args:
+        sequence: Name of the token axis and capacity.
+        key_axes: Other axes of the keys.
+        value_axes: Other axes of the values.
+        stack_axes: Axes of layer stacks, outermost first.
+        dtype: Dtype of both.
+        label: Label of the variable; None for one made up.
 
     Raises:
-        ValueError: If an axis of a stack is also an axis of the cache.
+        ValueError: If an axis is given twice.
     """
-    if both := set(stack_axes) & ({*key_axes, *value_axes}):
-        raise ValueError(
-            f"KVCachingAttention.from_uncached: {sorted(both)} are axes of layer stacks and of the cache "
-            f"at once; layerstack_axes={dict(stack_axes)}, axes of the cache={dict(key_axes)}. Leave "
-            "them out of cached_axes."
-        )
+    axis, capacity = sequence
+    for given in (key_axes, value_axes):
+        if both := (set(stack_axes) & set(given)) | ({axis} & {*stack_axes, *given}):
+            raise ValueError(
+                f"KVCachingAttention.from_uncached: each axis may be given once, but {sorted(both)} are "
+                f"given twice: sequence_axis={axis!r}, cached axes={dict(given)}, layerstack_axes="
+                f"{dict(stack_axes)}. Leave token axis and stack axes out of cached_axes."
+            )
     metadata: dict[Any, Any] = {}
     if stack_axes:
         metadata["layerstack_axes"] = dict.fromkeys(stack_axes, LayerStackVarBehavior.PER_LAYER)
-    caches = tuple(nx.zeros({**stack_axes, **axes}, dtype) for axes in (key_axes, value_axes))
+    key_shape = {**stack_axes, **key_axes, axis: capacity}
+    value_shape = {**stack_axes, **_before_last(value_axes, axis, capacity)}
+    caches = (nx.zeros(key_shape, dtype), nx.zeros(value_shape, dtype))
     return StateVariable(caches, label=label, metadata=metadata)
+
+
+def _before_last(axes: Mapping[Any, int], axis: str, size: int) -> dict[Any, int]:
+    items = list(axes.items())
+    return dict([*items[:-1], (axis, size), *items[-1:]])
 
 
 def end_index(side_inputs: dict[str, Any], key: Hashable, layer: str) -> Any:

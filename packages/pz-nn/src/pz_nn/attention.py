@@ -341,7 +341,8 @@ class KVCachingAttention(CachingLayer):
             value_axes: Sizes of all other axes of the values, where they differ from the keys'.
 
         Returns:
-            The layer. Its caches are zeros {**layerstack_axes, **cached_axes, sequence_axis}.
+            The layer, its caches zeros: axes of stacks first, the token axis last in the keys and before
+            the last in the values.
         """
         return cls(
             input_to_query=original.input_to_query,
@@ -352,10 +353,11 @@ class KVCachingAttention(CachingLayer):
             sequence_axis=sequence_axis,
             kv_cache_end_index_key=cache_end_index_key,
             kv_cache=_cache_writes.empty_cache(
-                {**cached_axes, sequence_axis: cache_len},
-                {**(value_axes or cached_axes), sequence_axis: cache_len},
+                (sequence_axis, cache_len),
+                cached_axes,
+                cached_axes if value_axes is None else value_axes,
+                layerstack_axes or {},
                 cache_dtype,
                 cache_label,
-                layerstack_axes or {},
             ),
         )
