@@ -12,9 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from pz_named.named_axes import is_namedarray
+from pz_named.named_axes import NamedArrayView, is_namedarray
 
-__all__ = ["TreeWithoutArrays", "is_array", "merge_arrays", "split_arrays"]
+__all__ = [
+    "TreeWithoutArrays",
+    "data_axes",
+    "is_array",
+    "merge_arrays",
+    "split_arrays",
+    "with_data",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +56,24 @@ def merge_arrays(arrays: Any, rest: TreeWithoutArrays) -> Any:
     replacements = iter(arrays)
     leaves = [next(replacements) if kept is None else kept[0] for kept in rest.other_leaves]
     return jax.tree_util.tree_unflatten(rest.treedef, leaves)
+
+
+def data_axes(array: Any) -> list[Any]:
+    """What each axis of a named array's data is: a name, or the number of a positional axis.
+
+    Names are never integers, so the two cannot be confused.
+    """
+    if isinstance(array, NamedArrayView):
+        axes: list[Any] = [None] * len(array.data_shape)
+        for number, axis in enumerate(array.data_axis_for_logical_axis):
+            axes[axis] = number
+        for name, axis in array.data_axis_for_name.items():
+            axes[axis] = name
+        return axes
+    names = list(array.named_shape)
+    return [*range(len(array.data_array.shape) - len(names)), *names]
+
+
+def with_data(array: Any, data: Any) -> Any:
+    """The named array with other data, or with what stands for it; nothing is checked."""
+    return dataclasses.replace(array, data_array=data)

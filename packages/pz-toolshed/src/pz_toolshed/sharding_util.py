@@ -27,9 +27,16 @@ from pz_core.variables import (
     bind_variables,
     unbind_variables,
 )
-from pz_named.named_axes import NamedArray, NamedArrayBase, NamedArrayView, is_namedarray
+from pz_named.named_axes import NamedArrayBase, is_namedarray
 from pz_nn.layer import Layer
-from pz_toolshed._array_leaves import TreeWithoutArrays, is_array, merge_arrays, split_arrays
+from pz_toolshed._array_leaves import (
+    TreeWithoutArrays,
+    data_axes,
+    is_array,
+    merge_arrays,
+    split_arrays,
+    with_data,
+)
 from pz_toolshed._axis_rules import AxisRules, mesh_axes_for, transformer_rules
 
 __all__ = [
@@ -54,22 +61,8 @@ PyTreeOfNamedArrays: TypeAlias = Any
 PyTreeOfShardings: TypeAlias = Any
 
 
-def _data_axis_names(array: NamedArrayBase) -> list[Any]:
-    """The name of every axis of the data array, in order; None for positional axes."""
-    if isinstance(array, NamedArrayView):
-        names: list[Any] = [None] * len(array.data_shape)
-        for name, axis in array.data_axis_for_name.items():
-            names[axis] = name
-        return names
-    if isinstance(array, NamedArray):
-        # Positional axes come first in the data.
-        positional = len(array.data_array.shape) - len(array.named_shape)
-        return [None] * positional + list(array.named_shape)
-    raise TypeError(f"{type(array).__name__} is not a known class of named arrays.")
-
-
 def _named_sharding(array: NamedArrayBase, where: str, mesh: Any, rules: AxisRules) -> Any:
-    names = _data_axis_names(array)
+    names = [None if isinstance(axis, int) else axis for axis in data_axes(array)]
     sizes = array.data_array.shape
     spec = mesh_axes_for(dict(zip(names, sizes, strict=True)), names, where, mesh, rules)
     return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
@@ -109,7 +102,7 @@ def name_to_name_sharding(
             if as_shape_dtype_struct:
                 data = leaf.data_array
                 sharding = _abstract(data, sharding)
-            return _with_data(leaf, sharding)
+            return with_data(leaf, sharding)
         if not ignore_unnamed_arrays:
             raise ValueError(
                 "name_to_name_sharding: every leaf must be a named array, but "
@@ -126,11 +119,6 @@ def _abstract(data: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     struct: Any = jax.ShapeDtypeStruct
     abstract: jax.ShapeDtypeStruct = struct(data.shape, data.dtype, sharding=sharding)
     return abstract
-
-
-def _with_data(array: Any, data: Any) -> Any:
-    """The named array with other data, or with what stands for it; nothing is checked."""
-    return dataclasses.replace(array, data_array=data)
 
 
 def _default_rules(mesh: Any) -> AxisRules:
@@ -188,7 +176,7 @@ def shard_model(tree: Any, mesh: Any, axis_name_to_mesh_name: AxisRules | None =
 
 def _placed(array: Any, sharding: NamedSharding) -> Any:
     if is_namedarray(array):
-        return _with_data(array, jax.device_put(array.data_array, sharding))
+        return with_data(array, jax.device_put(array.data_array, sharding))
     return jax.device_put(array, sharding)
 
 

@@ -1,0 +1,330 @@
+"""The pure step behind `basic_training.StatefulTrainer`, and the plan of what goes into it.
+
+A plan holds everything about a model that is not an array: it is the static argument of the
+compiled step. It is made once per trainer, so that a step does no work in Python that depends on
+the number of layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pz_core.variables import (
+    AbstractVariable,
+    Parameter,
+    ParameterValue,
+    StateVariable,
+    bind_variables,
+    unbind_variables,
+)
+from pz_toolshed._array_leaves import TreeWithoutArrays, merge_arrays, split_arrays
+
+__all__ = ["ModelParts", "StepPlan", "StepResult", "gradients", "pure_step", "take_apart"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepPlan:
+    """What a model is, without its arrays; compares by content, hashes once.
+
+    Attributes:
+      model: The model with slots in place of variables, its arrays taken out.
+      trainable: Label and metadata of each trained parameter.
+      frozen: The same of each parameter that is not trained.
+    """
+
+    model: TreeWithoutArrays
+    trainable: tuple[tuple[Any, dict[Any, Any]], ...]
+    frozen: tuple[tuple[Any, dict[Any, Any]], ...]
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        labels = tuple(label for label, _ in (*self.trainable, *self.frozen))
+        return hash((self.model.treedef, labels))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, StepPlan) or hash(self) != hash(other):
+            return False
+        mine, theirs = ((plan.model, plan.trainable, plan.frozen) for plan in (self, other))
+        return bool(mine == theirs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelParts:
+    """A model taken apart: the plan, and the variables and constants that fill it.
+
+    Attributes:
+      plan: The rest.
+      constants: The arrays in the model that are in no variable.
+      trainable: The trained parameters, in tree order.
+      frozen: The other parameters.
+      states: The state variables.
+    """
+
+    plan: StepPlan
+    constants: list[Any]
+    trainable: tuple[Parameter[Any], ...]
+    frozen: tuple[Parameter[Any], ...]
+    states: tuple[StateVariable[Any], ...]
+
+
+def take_apart(model: Any, is_trainable: Callable[[Parameter[Any]], bool]) -> ModelParts:
+    """Takes a model apart.
+
+    Args:
+      model: The model, with its variables bound.
+      is_trainable: Asked for every parameter. One that holds no floating-point value is not trained
+        in any case.
+
+    Returns:
+      Its parts.
+
+    Raises:
+      ValueError: If a variable is neither a `Parameter` nor a `StateVariable`.
+    """
+    slots, variables = unbind_variables(model)
+    for variable in variables:
+        if not isinstance(variable, Parameter | StateVariable):
+            raise ValueError(
+                "StatefulTrainer: the model has a variable of a class that the trainer does not "
+                f"know, {type(variable).__name__}; it knows Parameter and StateVariable. Freeze it "
+                f"first: {variable!r}"
+            )
+    parameters = [v for v in variables if isinstance(v, Parameter)]
+    trainable = tuple(p for p in parameters if _is_floating(p.value) and is_trainable(p))
+    chosen = {id(p) for p in trainable}
+    frozen = tuple(p for p in parameters if id(p) not in chosen)
+    constants, rest = split_arrays(slots)
+    plan = StepPlan(rest, _names(trainable), _names(frozen))
+    states = tuple(v for v in variables if isinstance(v, StateVariable))
+    return ModelParts(plan, constants, trainable, frozen, states)
+
+
+def _is_floating(value: Any) -> bool:
+    leaves = jax.tree_util.tree_leaves(value)
+    return bool(leaves) and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves)
+
+
+def _names(parameters: Sequence[Parameter[Any]]) -> tuple[tuple[Any, dict[Any, Any]], ...]:
+    return tuple((p.label, dict(p.metadata)) for p in parameters)
+
+
+def parameter_values(
+    names: Sequence[tuple[Any, dict[Any, Any]]], values: Sequence[Any]
+) -> tuple[ParameterValue[Any], ...]:
+    """Frozen parameters from their names and values."""
+    return tuple(
+        ParameterValue(label=label, value=value, metadata=metadata)
+        for (label, metadata), value in zip(names, values, strict=True)
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step returns.
+
+    Attributes:
+      loss: The loss before the update.
+      aux: The loss function's third result.
+      trainable: New values of the trained parameters.
+      states: New frozen values of the model's state variables.
+      kwarg_states: New frozen values of the variables in the keyword arguments.
+      internal: New `(step, optimizer state, loss state)`.
+    """
+
+    loss: Any
+    aux: Any
+    trainable: list[Any]
+    states: tuple[Any, ...]
+    kwarg_states: tuple[Any, ...]
+    internal: tuple[Any, Any, Any]
+
+
+def _loss_and_rest(
+    trainable: tuple[ParameterValue[Any], ...],
+    frozen: Sequence[Any],
+    constants: Sequence[Any],
+    states: tuple[Any, ...],
+    internal: tuple[Any, Any, Any],
+    root_rng: Any,
+    kwargs: dict[str, Any],
+    kwarg_states: tuple[Any, ...],
+    *,
+    loss_fn: Callable[..., Any],
+    plan: StepPlan,
+) -> tuple[Any, tuple[Any, Any, tuple[Any, ...], tuple[Any, ...]]]:
+    """Calls the loss function on the reassembled model; state goes through temporary variables."""
+    step, _, loss_state = internal
+    inside = tuple(value.unfreeze_as_copy() for value in states)
+    inside_kwargs = tuple(value.unfreeze_as_copy() for value in kwarg_states)
+    model = bind_variables(
+        merge_arrays(constants, plan.model),
+        (*trainable, *parameter_values(plan.frozen, frozen), *inside),
+    )
+    loss, loss_state, aux = loss_fn(
+        model=model,
+        state=loss_state,
+        rng=jax.random.fold_in(root_rng, step),
+        **bind_variables(kwargs, inside_kwargs),
+    )
+    if not isinstance(loss, jax.Array) or loss.ndim or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(
+            "StatefulTrainer.step: the loss function must return a scalar floating-point array "
+            f"as its first result, got {_describe(loss)}. Reduce it with .mean(), and unwrap a "
+            "named array with .unwrap()."
+        )
+    finals = tuple(tuple(v.freeze() for v in group) for group in (inside, inside_kwargs))
+    return loss, (loss_state, aux, *finals)
+
+
+def _describe(loss: Any) -> str:
+    if hasattr(loss, "named_shape"):
+        return f"a {type(loss).__name__} with axes {loss.named_shape}"
+    if hasattr(loss, "shape"):
+        return f"an array of shape {loss.shape} and dtype {loss.dtype}"
+    return f"a {type(loss).__name__}"
+
+
+def pure_step(
+    trainable: Sequence[Any],
+    states: tuple[Any, ...],
+    internal: tuple[Any, Any, Any],
+    frozen: Sequence[Any],
+    constants: Sequence[Any],
+    root_rng: Any,
+    kwargs: dict[str, Any],
+    kwarg_states: tuple[Any, ...],
+    *,
+    loss_fn: Callable[..., Any],
+    optimizer_def: Any,
+    plan: StepPlan,
+    keep_if_not_finite: bool,
+) -> StepResult:
+    """One training step, a pure function of arrays.
+
+    Args:
+      trainable: Values of the trained parameters.
+      states: Frozen values of the state variables.
+      internal: `(step, optimizer state, loss state)`.
+      frozen: Values of the other parameters.
+      constants: Arrays of the model that are in no variable.
+      root_rng: Key that the step counter is folded into.
+      kwargs: Arguments of the loss function, with slots in place of variables.
+      kwarg_states: Frozen values of those variables.
+      loss_fn: The loss function.
+      optimizer_def: The optax optimizer.
+      plan: The rest of the model.
+      keep_if_not_finite: Return everything unchanged where the loss is not finite (for donated
+        buffers, whose old contents are gone).
+
+    Returns:
+      The loss, its aux, and all that changed.
+    """
+    import optax
+
+    values = parameter_values(plan.trainable, trainable)
+    _check_optimizer_state(optimizer_def, values, internal[1])
+    function = jax.value_and_grad(
+        functools.partial(_loss_and_rest, loss_fn=loss_fn, plan=plan), has_aux=True
+    )
+    (loss, (loss_state, aux, new_states, new_kwarg_states)), grads = function(
+        values, frozen, constants, states, internal, root_rng, kwargs, kwarg_states
+    )
+    updates, opt_state = optimizer_def.update(grads, internal[1], values)
+    new_values = optax.apply_updates(values, updates)
+    new = (
+        [value.value for value in new_values],
+        new_states,
+        (internal[0] + 1, opt_state, loss_state),
+    )
+    if keep_if_not_finite:
+        finite = jnp.isfinite(loss)
+        old = (list(trainable), states, internal)
+        new = jax.tree_util.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return StepResult(loss, aux, new[0], new[1], new_kwarg_states, new[2])
+
+
+def _check_optimizer_state(optimizer: Any, values: tuple[Any, ...], opt_state: Any) -> None:
+    """Compares the optimizer state with the one that these parameters need; costs only at tracing."""
+    needed = jax.eval_shape(optimizer.init, values)
+    structures: list[Any] = [jax.tree_util.tree_structure(tree) for tree in (needed, opt_state)]
+    if structures[0] == structures[1]:
+        shapes = [
+            (needed_leaf.shape, jnp.shape(leaf))
+            for needed_leaf, leaf in zip(
+                jax.tree_util.tree_leaves(needed), jax.tree_util.tree_leaves(opt_state), strict=True
+            )
+        ]
+        if all(a == b for a, b in shapes):
+            return
+    labels = {value.label for value in values}
+    found = {
+        node.label
+        for node in jax.tree_util.tree_leaves(
+            opt_state, is_leaf=lambda node: isinstance(node, ParameterValue)
+        )
+        if isinstance(node, ParameterValue)
+    }
+    raise ValueError(
+        "StatefulTrainer.step: the optimizer state does not fit the trained parameters. "
+        f"Parameters without state: {sorted(map(str, labels - found))[:5]}; state without "
+        f"parameters: {sorted(map(str, found - labels))[:5]}. Build the trainer anew after the "
+        "model, the choice of trained parameters or the optimizer has changed."
+    )
+
+
+@functools.cache
+def compiled_step(donate: bool) -> Callable[..., StepResult]:
+    """`pure_step` compiled, one function per choice so that trainers share its cache."""
+    return jax.jit(
+        pure_step,
+        static_argnames=("loss_fn", "optimizer_def", "plan", "keep_if_not_finite"),
+        donate_argnames=("trainable", "states", "internal") if donate else (),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "plan"))
+def gradients(trainable: Sequence[Any], *rest: Any, loss_fn: Any, plan: StepPlan) -> Any:
+    """The gradient by parameter, for the report on a loss that is not finite."""
+    function = functools.partial(_loss_and_rest, loss_fn=loss_fn, plan=plan)
+    values = parameter_values(plan.trainable, trainable)
+    return jax.grad(function, has_aux=True)(values, *rest)[0]
+
+
+def unbind_kwargs(
+    kwargs: dict[str, Any], parts: ModelParts
+) -> tuple[dict[str, Any], tuple[AbstractVariable, ...]]:
+    """Takes the variables out of a step's keyword arguments; almost always there are none."""
+    leaves = jax.tree_util.tree_leaves(kwargs)
+    if not any(isinstance(leaf, AbstractVariable) for leaf in leaves):
+        return kwargs, ()
+    slots, variables = unbind_variables(kwargs)
+    in_model = {id(v) for v in (*parts.trainable, *parts.frozen, *parts.states)}
+    for variable in variables:
+        if id(variable) in in_model:
+            raise ValueError(
+                "StatefulTrainer.step: the variable "
+                f"{getattr(variable, 'label', variable)!r} is given as an argument but is in the "
+                "model already. Use it from the model in the loss function."
+            )
+    return slots, variables
+
+
+def nonfinite_labels(values: Sequence[ParameterValue[Any]]) -> list[Any]:
+    """Labels of the values that hold a NaN or an infinity."""
+    return [
+        value.label
+        for value in values
+        if any(not bool(jnp.isfinite(leaf).all()) for leaf in jax.tree_util.tree_leaves(value))
+    ]
