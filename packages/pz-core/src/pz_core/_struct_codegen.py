@@ -26,7 +26,13 @@ from typing import Any
 
 import jax
 
-__all__ = ["NodeFunctions", "generate_node_functions", "node_functions", "register_struct"]
+__all__ = [
+    "UNDECORATED",
+    "NodeFunctions",
+    "generate_node_functions",
+    "node_functions",
+    "register_struct",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,12 @@ class NodeFunctions:
     unflatten: Callable[[Sequence[Any], Iterable[Any]], Any]
     keys: tuple[Any, ...] | None
 
+
+# An "abstract method" with a telling name, in the namespace of every struct class that is not
+# decorated: Python's own refusal to instantiate abstract classes then says what is missing. A
+# `__call__` on the metaclass was rejected: it would hide the signatures of constructors and slow
+# down every construction.
+UNDECORATED = "@pytree_dataclass (a concrete struct must be decorated with it)"
 
 # Filled by `register_struct`. Read by the tree walkers, for which a dictionary lookup by type is
 # the cheapest way to learn the children of a node.

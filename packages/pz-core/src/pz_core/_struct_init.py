@@ -18,6 +18,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from pz_core._struct_codegen import UNDECORATED
+
 __all__ = ["wrap_init"]
 
 _IS_MUTABLE = "_is_mutable_while_in_init"
@@ -37,6 +39,7 @@ def _mutable_version_of(cls: type) -> type:
             "__eq__": object.__eq__,
             "__hash__": None,
             _IS_MUTABLE: True,
+            UNDECORATED: None,
         }
         found = type(cls)(_PROXY_NAME, (cls,), namespace)
         type.__setattr__(cls, _PROXY_NAME, found)

@@ -365,7 +365,7 @@ class _VariableJit:
 def _is_changed(old: AbstractVariableValue, new: AbstractVariableValue) -> bool:
     old_leaves, old_treedef = jax.tree_util.tree_flatten(old)
     new_leaves, new_treedef = jax.tree_util.tree_flatten(new)
-    return not (old_treedef == new_treedef) or any(
+    return bool(old_treedef != new_treedef) or any(  # type: ignore[operator]
         a is not b for a, b in zip(old_leaves, new_leaves, strict=True)
     )
 

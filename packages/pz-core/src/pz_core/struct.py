@@ -47,11 +47,6 @@ _C = TypeVar("_C", bound=type)
 
 PYTREE_DATACLASS_INFO_ATTR = "__penzai_pytree_dataclass_info__"
 
-# An "abstract method" with a telling name: Python's own refusal to instantiate abstract classes
-# then says what is missing. A `__call__` on the metaclass was rejected: it would hide the
-# signatures of constructors and slow down every construction.
-_UNDECORATED = "@pytree_dataclass (a concrete struct must be decorated with it)"
-
 
 class PyTreeDataclassSafetyError(Exception):
     """A class definition that would silently do something else than it says.
@@ -200,7 +195,7 @@ def _make_pytree_dataclass(cls: type, options: Mapping[str, bool], **dataclass_k
             f"`_MutableInitProxy`, a name that its constructor needs. Rename it, or pass "
             f"use_mutable_proxy_in_init=False."
         )
-    setattr(cls, _UNDECORATED, None)
+    setattr(cls, _struct_codegen.UNDECORATED, None)
     dataclasses.dataclass(frozen=True, init=generates_init, **dataclass_kwargs)(cls)
     _struct_checks.check_field_declarations(
         cls, options["has_implicitly_inherited_fields"], PyTreeDataclassSafetyError
@@ -267,13 +262,12 @@ class AbstractStructMetaclass(abc.ABCMeta):
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **kwargs: Any
     ) -> Any:
         """Creates a class that cannot be instantiated yet."""
-        is_mutable_proxy = "_is_mutable_while_in_init" in namespace
-        marker = None if is_mutable_proxy else _undecorated_marker
-        return super().__new__(mcs, name, bases, {**namespace, _UNDECORATED: marker}, **kwargs)
+        namespace.setdefault(_struct_codegen.UNDECORATED, _undecorated_marker)
+        return super().__new__(mcs, name, bases, namespace, **kwargs)
 
 
 def _undecorated_marker() -> None:
-    """Stands in every undecorated class under the name `_UNDECORATED`."""
+    """Stands in every undecorated class under the name `UNDECORATED`."""
 
 
 _undecorated_marker.__isabstractmethod__ = True  # type: ignore[attr-defined]

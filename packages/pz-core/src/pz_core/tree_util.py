@@ -55,7 +55,7 @@ def tree_flatten_exactly_one_level(tree: Any) -> tuple[list[tuple[Any, Any]], Py
     """
     # The leaf predicate stops at everything but the root, so `None` children are reported too.
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
-    if jax.tree_util.treedef_is_leaf(treedef):
+    if len(pairs) == 1 and not pairs[0][0]:  # one leaf, at the empty path
         return None
     return [(path[0], child) for path, child in pairs], treedef
 
