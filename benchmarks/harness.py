@@ -54,12 +54,20 @@ class Row:
         return None if self.target is None else self.ratio <= self.target
 
 
-def counted(name: str, ours: float, peers: Mapping[str, float], *, unit: str,
-            targets: Mapping[str, float] | None = None) -> list[Row]:
+def counted(
+    name: str,
+    ours: float,
+    peers: Mapping[str, float],
+    *,
+    unit: str,
+    targets: Mapping[str, float] | None = None,
+) -> list[Row]:
     """Rows for figures that do not vary between runs (equations, bytes, instructions)."""
     targets = targets or {}
-    return [Row(name, peer, ours, value, ours / value, 0.0, targets.get(peer), unit)
-            for peer, value in peers.items()]
+    return [
+        Row(name, peer, ours, value, ours / value, 0.0, targets.get(peer), unit)
+        for peer, value in peers.items()
+    ]
 
 
 def _seconds_per_call(function: Callable[[], Any], calls: int) -> float:
@@ -119,15 +127,22 @@ def compare(
         rounds = len(times[""])
         if rounds < min_rounds:
             continue
-        rows = [_row(name, peer, times[""], times[peer], (targets or {}).get(peer))
-                for peer in peers]
+        rows = [
+            _row(name, peer, times[""], times[peer], (targets or {}).get(peer)) for peer in peers
+        ]
         if all(r.spread <= spread for r in rows) or time.perf_counter() - begin > max_s:
             return rows
 
 
-def _row(name: str, peer: str, ours: list[float], theirs: list[float],
-         target: float | None) -> Row:
+def _row(name: str, peer: str, ours: list[float], theirs: list[float], target: float | None) -> Row:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Row(name, peer, statistics.median(ours), statistics.median(theirs), middle,
-               (high - low) / middle, target)
+    return Row(
+        name,
+        peer,
+        statistics.median(ours),
+        statistics.median(theirs),
+        middle,
+        (high - low) / middle,
+        target,
+    )

@@ -59,8 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     import jax
 
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
-          "ratio = ours / peer, median over interleaved rounds")
+    print(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores; "
+        "ratio = ours / peer, median over interleaved rounds"
+    )
     for program in arguments.programs or available:
         module = importlib.import_module(f"bench_{program}")
         for title, run in module.PROGRAMS.items():
@@ -75,9 +77,15 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             for row in results:
                 print(_line(row), flush=True)
-                rows.append({"program": program, "title": title, **dataclasses.asdict(row), "met": row.met})
-    document = {"jax": jax.__version__, "python": platform.python_version(),
-                "device": jax.devices()[0].device_kind, "rows": rows}
+                rows.append(
+                    {"program": program, "title": title, **dataclasses.asdict(row), "met": row.met}
+                )
+    document = {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "rows": rows,
+    }
     arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written: {arguments.json}")
     return 1 if failed else 0
