@@ -1,0 +1,335 @@
+"""Low-rank adapters: finetunes a model by training a small correction of its linear layers.
+
+For a frozen weight `W` of shape in x out, the adapted layer computes
+
+    y = x W + (alpha / rank) * dropout(x) A B
+
+with `A` (in x rank) drawn at random and `B` (rank x out) zero at first, so that the adapted model
+starts as the original one. Only `A` and `B` are trained.
+
+    from pz_toolshed import lora
+
+    frozen = freeze_params(model)
+    adapted = lora.loraify_linears_in_selection(
+        select(frozen).at_instances_of(Attention), rank=8, init_base_rng=jax.random.key(0)
+    )
+    ...                                   # train; the trainer sees the adapters only
+    final = lora.merge_adapters(adapted)  # plain linear layers again
+
+Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from pz_core.selectors import Selection, select
+from pz_core.struct import pytree_dataclass
+from pz_core.tree_util import pretty_keystr
+from pz_core.variables import Parameter, ParameterValue
+from pz_named.named_axes import NamedArrayBase
+from pz_nn.basic_ops import CastToDType
+from pz_nn.combinators import BranchAndAddTogether
+from pz_nn.dropout import StochasticDropout
+from pz_nn.grouping import NamedGroup, Sequential
+from pz_nn.layer import Layer
+from pz_nn.linear_and_affine import ConstantRescale, Linear, contract, zero_initializer
+
+__all__ = [
+    "LowRankAdapter",
+    "MergedAdapter",
+    "loraify_linears_in_selection",
+    "merge_adapters",
+    "unmerge_adapters",
+    "weight_update",
+]
+
+
+@pytree_dataclass
+class LowRankAdapter(Sequential):
+    """A linear layer and its low-rank correction, added.
+
+    Attributes:
+      sublayers: One `BranchAndAddTogether` of the groups `Pretrained` and `Update`; build it with
+        `from_linear`.
+    """
+
+    sublayers: list[Layer]
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: Linear,
+        name: str,
+        init_base_rng: jax.Array | None,
+        rank: int,
+        lowrank_axis: str = "lowrank",
+        *,
+        alpha: float | None = None,
+        dropout: float | None = None,
+        dtype: Any = None,
+    ) -> LowRankAdapter:
+        """Builds the adapter of one linear layer, which it uses by reference.
+
+        Args:
+          linear: The layer to adapt. Freeze its parameter first, or it is trained along.
+          name: Prefix of the labels `{name}/LoRA_A.weights` and `{name}/LoRA_B.weights`.
+          init_base_rng: Key of the model's initialisation; None makes parameter slots.
+          rank: Rank of the correction, at least 1.
+          lowrank_axis: Name of the axis between A and B.
+          alpha: The correction is scaled by `alpha / rank`; None does not scale it.
+          dropout: Rate of a dropout on the correction's input, drawn from the side input
+            `random_stream`; None adds none.
+          dtype: Dtype of A and B; default: the weight's, or float32 if that is no float. A
+            correction of another dtype is cast back, so the layer's output keeps its dtype.
+
+        Returns:
+          The adapter. Axes of the weight that are neither input nor output (heads of a parallel
+          layer, the axis of a layer stack) are parallel in A and in B.
+
+        Raises:
+          ValueError: If the rank is not positive.
+          UnboundVariableError: If the weight is a slot.
+        """
+        if rank < 1:
+            raise ValueError(
+                f"LowRankAdapter.from_linear({name!r}): rank must be at least 1, got {rank}. "
+                "Leave the layer as it is for rank 0."
+            )
+        weight_dtype = linear.weights.value.dtype
+        if dtype is None:
+            is_float = jnp.issubdtype(weight_dtype, jnp.floating)
+            dtype = weight_dtype if is_float else jnp.dtype(jnp.float32)
+        from_config: Any = Linear.from_config
+        factor = functools.partial(from_config, parallel_axes=linear.parallel_axes, dtype=dtype)
+        matrix_a = factor(
+            f"{name}/LoRA_A",
+            init_base_rng,
+            input_axes=linear.input_axes,
+            output_axes={lowrank_axis: rank},
+        )
+        matrix_b = factor(
+            f"{name}/LoRA_B",
+            init_base_rng,
+            input_axes={lowrank_axis: rank},
+            output_axes=linear.output_axes,
+            initializer=zero_initializer,
+        )
+        update: list[Layer] = [matrix_a, matrix_b]
+        if dropout is not None:
+            update.insert(0, StochasticDropout(dropout))
+        if alpha is not None:
+            update.append(ConstantRescale(alpha / rank))
+        if jnp.dtype(dtype) != weight_dtype and jnp.issubdtype(weight_dtype, jnp.floating):
+            update.append(CastToDType(weight_dtype))
+        branches = [NamedGroup("Pretrained", [linear]), NamedGroup("Update", update)]
+        return cls([BranchAndAddTogether(branches)])
+
+    @property
+    def pretrained(self) -> Linear:
+        """The adapted layer."""
+        linear: Linear = self._branch("Pretrained").sublayers[0]
+        return linear
+
+    @property
+    def update(self) -> NamedGroup:
+        """The correction: A, B, and what surrounds them."""
+        update: NamedGroup = self._branch("Update")
+        return update
+
+    def _branch(self, name: str) -> Any:
+        both: Any = self.sublayers[0]
+        (branch,) = [b for b in both.branches if b.name == name]
+        return branch
+
+
+@pytree_dataclass
+class MergedAdapter(Layer):
+    """A linear layer with a correction added into its weight, and what takes it out again.
+
+    Attributes:
+      merged: The layer with the corrected weight; the only one that is called.
+      update: The correction, kept for `unmerge_adapters`.
+    """
+
+    merged: Linear
+    update: NamedGroup
+
+    def __call__(self, argument: Any, /, **side_inputs: Any) -> Any:
+        """Calls the merged layer."""
+        return self.merged(argument, **side_inputs)
+
+
+def loraify_linears_in_selection(
+    selection: Selection[Any],
+    rank: int | Callable[[str, Linear], int | None],
+    init_base_rng: jax.Array | None,
+    *,
+    alpha: float | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    naming: Literal["path", "weight"] = "path",
+    adapt_scales: bool = False,
+) -> Any:
+    """Adapts every linear layer in the selected parts of a model.
+
+    Nothing is frozen: call `pz_core.variables.freeze_params` on the model first. A layer object
+    that is used in two places gets two independent adapters.
+
+    Args:
+      selection: Parts of a model, e.g. its attention layers.
+      rank: Rank of each adapter, or a function from a layer's path and the layer to its rank
+        (None leaves that layer as it is).
+      init_base_rng: Key of the initialisation; None makes parameter slots.
+      alpha: See `LowRankAdapter.from_linear`.
+      dropout: See there.
+      dtype: See there.
+      naming: What the adapters' labels are made of: `"path"`, the layer's path in the whole model
+        (`LoRA:MLP.sublayers[0]/Affine.sublayers[0]/LoRA_A.weights`), or `"weight"`, the label of
+        its weight (`LoRA:mlp/Affine_0/Linear/LoRA_A.weights`), which edits elsewhere in the model
+        do not change.
+      adapt_scales: Adapt layers without input axes too (the scales of norms).
+
+    Returns:
+      The whole model with the adapters.
+
+    Raises:
+      ValueError: If no linear layer is selected, the rank is not positive, or `naming` is
+        `"weight"` and a weight has no text label.
+    """
+    model = selection.deselect()
+    # From the root, so that paths do not depend on how the parts were selected.
+    linears = selection.at_instances_of(Linear)
+    if not adapt_scales:
+        linears = linears.where(lambda linear: bool(linear.in_axis_names))
+    if linears.is_empty():
+        raise ValueError(
+            "loraify_linears_in_selection: no linear layer is in the selected parts, so there is "
+            f"nothing to adapt ({selection.count()} parts are selected). Select parts that hold "
+            "Linear layers, e.g. select(model).at_instances_of(Attention)."
+        )
+
+    def adapt(path: Any, linear: Linear) -> Layer:
+        place = pretty_keystr(path, model)
+        this_rank = rank(place, linear) if callable(rank) else rank
+        if this_rank is None:
+            return linear
+        return LowRankAdapter.from_linear(
+            linear,
+            name=f"LoRA:{place if naming == 'path' else _name_of_weight(linear)}",
+            init_base_rng=init_base_rng,
+            rank=this_rank,
+            alpha=alpha,
+            dropout=dropout,
+            dtype=dtype,
+        )
+
+    return linears.apply(adapt, with_keypath=True)
+
+
+def _name_of_weight(linear: Linear) -> str:
+    label = getattr(linear.weights, "label", None)
+    if not isinstance(label, str):
+        raise ValueError(
+            'loraify_linears_in_selection(naming="weight"): every adapted weight needs a text '
+            f'label; one has {label!r}. Use naming="path" for this model.'
+        )
+    return label.removesuffix(".weights")
+
+
+def weight_update(update: NamedGroup, like: NamedArrayBase) -> NamedArrayBase:
+    """The correction as one array, to be added to the weight.
+
+    Args:
+      update: The group `Update` of an adapter.
+      like: The adapted weight.
+
+    Returns:
+      `(alpha / rank) * A B`, with the axis order and dtype of the weight.
+    """
+    matrix_a, matrix_b = (layer for layer in update.sublayers if isinstance(layer, Linear))
+    a, b = (layer.weights.value.astype(jnp.float32) for layer in (matrix_a, matrix_b))
+    product: NamedArrayBase = contract(matrix_b.in_axis_names, a, b)
+    for layer in update.sublayers:
+        if isinstance(layer, ConstantRescale):
+            product = product * layer.by
+    return product.order_as(*like.named_shape).astype(like.dtype)
+
+
+def merge_adapters(model: Any, *, keep: bool = False) -> Any:
+    """Adds every adapter's correction into its layer's weight.
+
+    Args:
+      model: A model with adapters.
+      keep: Keep the corrections beside the merged weights, so that `unmerge_adapters` can take
+        them out again.
+
+    Returns:
+      The model with plain `Linear` layers in place of the adapters (`MergedAdapter` with `keep`).
+      The merged weights are new parameters with the labels of the old; the input model does not
+      change.
+
+    Raises:
+      ValueError: If the model has no adapter.
+    """
+    adapters = select(model).at_instances_of(LowRankAdapter)
+    _require(adapters, "merge_adapters", "LowRankAdapter")
+
+    def merge(adapter: LowRankAdapter) -> Layer:
+        merged = _with_weight_changed(adapter.pretrained, adapter.update, sign=1)
+        return MergedAdapter(merged, adapter.update) if keep else merged
+
+    return adapters.apply(merge)
+
+
+def unmerge_adapters(model: Any) -> Any:
+    """Takes the corrections out of the weights again: undoes `merge_adapters(keep=True)`.
+
+    The weights come back up to one rounding of their dtype.
+
+    Args:
+      model: A model merged with `keep=True`.
+
+    Returns:
+      The model with adapters in place of the merged layers.
+
+    Raises:
+      ValueError: If the model has no merged adapter.
+    """
+    merged_adapters = select(model).at_instances_of(MergedAdapter)
+    _require(merged_adapters, "unmerge_adapters", "MergedAdapter")
+
+    def unmerge(merged: MergedAdapter) -> LowRankAdapter:
+        linear = _with_weight_changed(merged.merged, merged.update, sign=-1)
+        branches = [NamedGroup("Pretrained", [linear]), merged.update]
+        return LowRankAdapter([BranchAndAddTogether(branches)])
+
+    return merged_adapters.apply(unmerge)
+
+
+def _with_weight_changed(linear: Linear, update: NamedGroup, sign: int) -> Linear:
+    old = linear.weights.value
+    new = (old + sign * weight_update(update, old)).order_as(*old.named_shape)
+    weights: Any
+    if isinstance(linear.weights, Parameter | ParameterValue):
+        make = type(linear.weights)
+        weights = make(
+            label=linear.weights.label, value=new, metadata=dict(linear.weights.metadata)
+        )
+    else:
+        weights = ParameterValue(label="merged.weights", value=new, metadata={})
+    return dataclasses.replace(linear, weights=weights)
+
+
+def _require(selection: Selection[Any], function: str, wanted: str) -> None:
+    if selection.is_empty():
+        raise ValueError(
+            f"{function}(model): the model has no {wanted}, so there is nothing to do. Adapt it "
+            "with loraify_linears_in_selection first."
+        )
