@@ -36,6 +36,10 @@ def _compare(op: Callable[..., Any], x: NamedLeaf, other: Any) -> NamedArrayBase
     return cast("NamedArrayBase", nmap(compare)(x))
 
 
+# Like every operator, `@` means positional axes: `x.untag("embed") @ weights.untag("embed", "hidden")`.
+_matmul = nmap(jnp.matmul)
+
+
 class NamedOperators(NamedLeaf):
     """Operators, scalar conversions and iteration."""
 
@@ -131,6 +135,12 @@ class NamedOperators(NamedLeaf):
 
     def __rxor__(self, other: Any) -> NamedArrayBase:
         return apply_elementwise(operator.xor, other, self)
+
+    def __matmul__(self, other: Any) -> NamedArrayBase:
+        return cast("NamedArrayBase", _matmul(self, other))
+
+    def __rmatmul__(self, other: Any) -> NamedArrayBase:
+        return cast("NamedArrayBase", _matmul(other, self))
 
     def __divmod__(self, other: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
         return apply_divmod(self, other)

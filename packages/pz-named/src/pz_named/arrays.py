@@ -39,6 +39,7 @@ from pz_named._layout import (
     rule_broken_by_name,
     view_layout,
 )
+from pz_named._naming_methods import NamingMethods
 from pz_named._operators import NamedOperators
 from pz_named._packing import as_jax, pack, register_makers, transposed
 from pz_named._reduction_methods import ReductionMethods
@@ -48,7 +49,7 @@ from pz_named.axis_names import AxisName
 __all__ = ["NamedArray", "NamedArrayBase", "NamedArrayView", "is_namedarray", "wrap"]
 
 
-class NamedArrayBase(NamedOperators, ReductionMethods, ArrayMethods, abc.ABC):
+class NamedArrayBase(NamedOperators, ReductionMethods, ArrayMethods, NamingMethods, abc.ABC):
     """What both representations offer.
 
     Constructors never validate, so a leaf may be anything after a tree map (a sharding, `None`);
@@ -542,13 +543,13 @@ _DATA_KEY = jax.tree_util.GetAttrKey("data_array")
 jax.tree_util.register_pytree_with_keys(
     NamedArray,
     lambda x: (((_DATA_KEY, x.data_array),), x.named_axes),
-    lambda static, children: _make_array(static, children[0]),
+    lambda static, children: _make_array(static, *children),
     lambda x: ((x.data_array,), x.named_axes),
 )
 jax.tree_util.register_pytree_with_keys(
     NamedArrayView,
     lambda x: (((_DATA_KEY, x.data_array),), _static_of_view(x)),
-    lambda static, children: _make_view(static, children[0]),
+    lambda static, children: _make_view(static, *children),
     lambda x: ((x.data_array,), _static_of_view(x)),
 )
 register_makers(_make_array, _make_view)

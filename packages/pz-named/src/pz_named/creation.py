@@ -9,17 +9,19 @@ Example:
 from __future__ import annotations
 
 import collections
+import dataclasses
 import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from pz_named._arguments import require_named
 from pz_named._layout import is_size, rule_broken_by_name
-from pz_named.arrays import NamedArray, wrap
+from pz_named.arrays import NamedArray, NamedArrayBase, wrap
 from pz_named.axis_names import AxisName
 
-__all__ = ["arange", "full", "ones", "zeros"]
+__all__ = ["arange", "full", "full_like", "linspace", "ones", "ones_like", "zeros", "zeros_like"]
 
 
 def checked_sizes(what: str, named_shape: Mapping[AxisName, int]) -> dict[AxisName, int]:
@@ -95,3 +97,64 @@ def arange(
       An array with the one axis `name`.
     """
     return wrap(jnp.arange(start, stop, step, dtype)).tag(name)
+
+
+def linspace(
+    name: AxisName,
+    start: Any,
+    stop: Any,
+    size: int,
+    *,
+    endpoint: bool = True,
+    dtype: Any = None,
+) -> NamedArray:
+    """Evenly spaced numbers along a name.
+
+    Args:
+      name: The axis.
+      start: The first number.
+      stop: The last number.
+      size: How many.
+      endpoint: Whether `stop` is included.
+      dtype: The dtype; default JAX's float.
+
+    Returns:
+      An array with the one axis `name`.
+
+    Example:
+        >>> import pz_named as nx
+        >>> nx.linspace("step", 0.0, 1.0, 3).unwrap("step").tolist()
+        [0.0, 0.5, 1.0]
+    """
+    return wrap(jnp.linspace(start, stop, operator.index(size), endpoint, dtype=dtype)).tag(name)
+
+
+def full_like(x: NamedArrayBase, fill_value: Any, dtype: Any = None) -> NamedArrayBase:
+    """An array of one value with the names, positional axes and structure of another.
+
+    Args:
+      x: The array to imitate; it may be abstract.
+      fill_value: The number.
+      dtype: The dtype; default that of `x`.
+
+    Returns:
+      An array with the treedef of `x`.
+
+    Example:
+        >>> import pz_named as nx
+        >>> nx.full_like(nx.arange("row", 2), 7).unwrap("row").tolist()
+        [7, 7]
+    """
+    require_named("full_like", x)
+    data = jnp.full(x.data_array.shape, fill_value, x.dtype if dtype is None else dtype)
+    return dataclasses.replace(x, data_array=data)  # type: ignore[type-var]
+
+
+def zeros_like(x: NamedArrayBase, dtype: Any = None) -> NamedArrayBase:
+    """An array of zeros like another; see `full_like`."""
+    return full_like(x, 0, dtype)
+
+
+def ones_like(x: NamedArrayBase, dtype: Any = None) -> NamedArrayBase:
+    """An array of ones like another; see `full_like`."""
+    return full_like(x, 1, dtype)

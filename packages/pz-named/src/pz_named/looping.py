@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import jax
 
 from pz_named._layout import near_misses
-from pz_named.arrays import NamedArrayBase, is_namedarray, wrap
-from pz_named.axis_names import AxisName
+from pz_named.arrays import is_namedarray, wrap
+from pz_named.axis_names import AxisName, TmpPosAxisMarker
+from pz_named.lifting import raise_size_conflict
 
-__all__ = ["order_like", "scan"]
+__all__ = ["associative_scan", "map", "order_like", "scan", "vmap_over"]
 
 
 def order_like(value_tree: Any, reference_tree: Any) -> Any:
@@ -65,18 +67,18 @@ def _make_body(reference: Callable[[], Any], axis: AxisName) -> Callable[..., An
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         new_carry, ys = reference()(carry, xs)
         return order_like(new_carry, carry), jax.tree_util.tree_map(
-            lambda y: _output(y, axis), ys, is_leaf=is_namedarray
+            lambda y: _output("scan", y, axis), ys, is_leaf=is_namedarray
         )
 
     return body
 
 
-def _output(y: Any, axis: AxisName) -> Any:
+def _output(what: str, y: Any, axis: AxisName) -> Any:
     if not is_namedarray(y):
         return wrap(y)
     if axis in y.named_shape:
         raise ValueError(
-            f"scan: an output of the function has the scanned axis {axis!r} itself; named_shape="
+            f"{what}: an output of the function has the axis {axis!r} itself; named_shape="
             f"{y.named_shape!r}. Give that axis another name."
         )
     return y.with_positional_prefix()
@@ -105,23 +107,158 @@ def scan(
     Raises:
       ValueError: When a leaf of `xs` is not named or lacks `axis`, or an output has it.
     """
+    leading = _axis_leading("scan", xs, axis)
+    carry, ys = jax.lax.scan(_body_for(f, axis), init, leading, **scan_kwargs)
+    return carry, _axis_named(ys, axis)
+
+
+def _axis_leading(what: str, xs: Any, axis: AxisName) -> Any:
+    """The tree with `axis` as the first data axis of every leaf, unnamed.
+
+    Raises:
+      ValueError: When a leaf is not named, or lacks the axis.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(xs, is_leaf=is_namedarray):
         where = "xs" + jax.tree_util.keystr(path)
         if not is_namedarray(leaf):
             raise ValueError(
-                f"scan: every leaf of xs must be a named array; {where} is {type(leaf).__name__}. "
+                f"{what}: every leaf of xs must be a named array; {where} is {type(leaf).__name__}. "
                 "Wrap it and tag its axes."
             )
         if axis not in leaf.named_shape:
             raise ValueError(
-                f"scan: {where} has no axis {axis!r}; named_shape={leaf.named_shape!r}. "
+                f"{what}: {where} has no axis {axis!r}; named_shape={leaf.named_shape!r}. "
                 + near_misses(axis, leaf.named_shape)
             )
+    return jax.tree_util.tree_map(
+        lambda leaf: leaf.untag_prefix(axis).with_positional_prefix(), xs, is_leaf=is_namedarray
+    )
 
-    def leading(leaf: NamedArrayBase) -> Any:
-        return leaf.untag_prefix(axis).with_positional_prefix()
 
-    xs = jax.tree_util.tree_map(leading, xs, is_leaf=is_namedarray)
-    carry, ys = jax.lax.scan(_body_for(f, axis), init, xs, **scan_kwargs)
-    ys = jax.tree_util.tree_map(lambda y: y.tag_prefix(axis), ys, is_leaf=is_namedarray)
-    return carry, ys
+def _axis_named(ys: Any, axis: AxisName) -> Any:
+    """The tree with the first positional axis of every leaf named."""
+    return jax.tree_util.tree_map(lambda y: y.tag_prefix(axis), ys, is_leaf=is_namedarray)
+
+
+def associative_scan(
+    f: Callable[[Any, Any], Any], axis: AxisName, xs: Any, *, reverse: bool = False
+) -> Any:
+    """`jax.lax.associative_scan` along a named axis: all running combinations, in parallel.
+
+    Args:
+      f: An associative function of two trees like `xs` without `axis`.
+      axis: The name.
+      xs: A tree of named arrays that all have `axis`.
+      reverse: Whether to begin at the end.
+
+    Returns:
+      A tree like `xs`, with `axis` as first data axis.
+
+    Raises:
+      ValueError: When a leaf of `xs` is not named or lacks `axis`, or `f` changes names.
+
+    Example:
+        >>> import pz_named as nx
+        >>> x = nx.arange("step", 1, 5)
+        >>> nx.associative_scan(lambda a, b: a * b, "step", x).unwrap("step").tolist()
+        [1, 2, 6, 24]
+    """
+
+    def combine(a: Any, b: Any) -> Any:
+        return order_like(f(a, b), a)
+
+    leading = _axis_leading("associative_scan", xs, axis)
+    combined = jax.lax.associative_scan(jax.vmap(combine), leading, reverse=reverse, axis=0)
+    return _axis_named(combined, axis)
+
+
+def map(f: Callable[[Any], Any], axis: AxisName, xs: Any, *, batch_size: int | None = None) -> Any:
+    """Applies a function to each slice along a name, one after the other or in chunks.
+
+    It computes what `vmap_over` does, in less memory.
+
+    Args:
+      f: A function of `xs` without `axis`.
+      axis: The name.
+      xs: A tree of named arrays that all have `axis`.
+      batch_size: How many slices are computed together; default one. It need not divide the size.
+
+    Returns:
+      The outputs of `f`, with `axis` as first data axis.
+
+    Raises:
+      ValueError: When a leaf of `xs` is not named or lacks `axis`, or an output has it.
+
+    Example:
+        >>> import pz_named as nx
+        >>> nx.map(lambda v: v * 2, "row", nx.arange("row", 3), batch_size=2).unwrap("row").tolist()
+        [0, 2, 4]
+    """
+
+    def one(slices: Any) -> Any:
+        return jax.tree_util.tree_map(
+            lambda y: _output("map", y, axis), f(slices), is_leaf=is_namedarray
+        )
+
+    leading = _axis_leading("map", xs, axis)
+    return _axis_named(jax.lax.map(one, leading, batch_size=batch_size), axis)
+
+
+def vmap_over(
+    axis: AxisName, *, spmd_axis_name: Any = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Vectorises a function of named arrays over one name; it sees all other names.
+
+    Args:
+      axis: The name to hide. Arguments without it are given whole to each slice. Inside, it is a
+        JAX axis name, so that collectives can address it.
+      spmd_axis_name: As for `jax.vmap`.
+
+    Returns:
+      A decorator. Outputs of the decorated function have `axis` as first data axis; plain arrays
+      come back named.
+
+    Raises:
+      ValueError: When the decorated function is called without any array that has `axis`, with
+        sizes that differ, or when an output has `axis`.
+
+    Example:
+        >>> import pz_named as nx
+        >>> x = nx.ones({"batch": 2, "feature": 3})
+        >>> nx.vmap_over("batch")(lambda v: v / v.sum("feature"))(x).named_shape
+        {'batch': 2, 'feature': 3}
+    """
+
+    def decorate(fun: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fun)
+        def mapped(*args: Any, **kwargs: Any) -> Any:
+            leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=is_namedarray)
+            where = [i for i, x in enumerate(leaves) if is_namedarray(x) and axis in x.named_shape]
+            if not where:
+                raise ValueError(
+                    f"vmap_over({axis!r}): no argument has this axis; their named shapes are "
+                    f"{[x.named_shape for x in leaves if is_namedarray(x)]!r}."
+                )
+            sizes = {leaves[i].named_shape[axis] for i in where}
+            if len(sizes) > 1:
+                raise_size_conflict(f"vmap_over({axis!r})", [leaves[i] for i in where], {})
+
+            def on_slices(slices: list[Any]) -> Any:
+                filled = list(leaves)
+                for i, value in zip(where, slices, strict=True):
+                    filled[i] = value
+                inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, filled)
+                return jax.tree_util.tree_map(
+                    lambda y: _output("vmap_over", y, axis),
+                    fun(*inner_args, **inner_kwargs),
+                    is_leaf=is_namedarray,
+                )
+
+            name = None if isinstance(axis, TmpPosAxisMarker) else axis
+            vectorised = jax.vmap(on_slices, axis_name=name, spmd_axis_name=spmd_axis_name)
+            leading = _axis_leading("vmap_over", [leaves[i] for i in where], axis)
+            return _axis_named(vectorised(leading), axis)
+
+        return mapped
+
+    return decorate
