@@ -1,0 +1,38 @@
+"""What goes wrong with checkpoints, prompts and configurations, as exceptions one can catch.
+
+All are `ValueError`s, so code that catches those keeps working.
+
+    try:
+        model = pz_models.load("model.gguf")
+    except pz_models.CheckpointError as problem:
+        print(problem)          # names the file, the tensor or field, and what was expected
+"""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "PromptError", "UnsupportedConfigError"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file cannot be read as the model it claims to be.
+
+    Raised for a truncated or corrupt file, a missing, surplus or mis-shaped tensor, a storage
+    type nobody taught the reader about. For example `load("half_downloaded.gguf")`; the repair is
+    to fetch the file again.
+    """
+
+
+class UnsupportedConfigError(ValueError):
+    """A configuration asks for a computation that the model builders do not know.
+
+    Raised for an unknown model family, and for a field that shapes the computation and is not
+    understood. For example `"hidden_act": "xielu"` in a Llama's `config.json`; the repair is a
+    family module that handles the field (CONTRIBUTING.md, "Adding a family").
+    """
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be continued: empty, not made of integers, or too long for the cache.
+
+    For example `generate(model, [], max_new_tokens=8)`; the repair is to give one token at least.
+    """

@@ -1,0 +1,169 @@
+"""What the members of the Llama family share when they are read: sizes, and where weights lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pz_models._rope_config import RotarySettings
+from pz_models.config_reader import ConfigReader
+from pz_models.errors import UnsupportedConfigError
+from pz_models.parameter_plan import StoredParameter
+from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
+
+__all__ = ["common_fields", "gate_variant", "llamalike_parameters", "rotary_fields"]
+
+_GATES = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu_exact",
+    "gelu_python": "geglu_exact",
+    "gelu_new": "geglu_approx",
+    "gelu_pytorch_tanh": "geglu_approx",
+    "gelu_fast": "geglu_approx",
+    "gelu_accurate": "geglu_approx",
+    "gelu_python_tanh": "geglu_approx",
+}
+
+
+def gate_variant(reader: ConfigReader, activation: str) -> Any:
+    """The feed-forward variant of an activation's name.
+
+    Raises:
+      UnsupportedConfigError: No gate with this activation is known.
+    """
+    if activation not in _GATES:
+        raise UnsupportedConfigError(
+            f"{reader.source}: the activation {activation!r} is not supported; supported are"
+            f" {', '.join(_GATES)}."
+        )
+    return _GATES[activation]
+
+
+def common_fields(reader: ConfigReader) -> dict[str, Any]:
+    """The sizes that every member states, as arguments of `LlamalikeTransformerConfig`.
+
+    Raises:
+      UnsupportedConfigError: One is missing, not positive, or the heads do not divide.
+    """
+    heads = reader.positive("num_attention_heads")
+    kv_heads = reader.positive("num_key_value_heads", heads)
+    width = reader.positive("hidden_size")
+    if heads % kv_heads:
+        raise UnsupportedConfigError(
+            f"{reader.source}: 'num_attention_heads' should be a multiple of"
+            f" 'num_key_value_heads'; they are {heads} and {kv_heads}."
+        )
+    if not reader.has("head_dim") and width % heads:
+        raise UnsupportedConfigError(
+            f"{reader.source}: without 'head_dim', 'hidden_size' should be a multiple of"
+            f" 'num_attention_heads'; they are {width} and {heads}."
+        )
+    return {
+        "num_kv_heads": kv_heads,
+        "query_head_multiplier": heads // kv_heads,
+        "embedding_dim": width,
+        "projection_dim": reader.positive("head_dim", width // heads or 1),
+        "mlp_hidden_dim": reader.positive("intermediate_size"),
+        "num_decoder_blocks": reader.positive("num_hidden_layers"),
+        "vocab_size": reader.positive("vocab_size"),
+        "rms_norm_eps": reader.get("rms_norm_eps", float, 1e-6),
+        "tie_embedder_and_logits": reader.get("tie_word_embeddings", bool, False),
+        "scale_embeddings": False,
+    }
+
+
+def rotary_fields(rotary: RotarySettings, head: int) -> dict[str, Any]:
+    """Rotary settings as arguments of `LlamalikeTransformerConfig`."""
+    rotated = int(head * rotary.fraction)
+    return {
+        "rope_wavelength": rotary.base,
+        "rope_scaling": rotary.scaling,
+        "rope_subset_size": None if rotated == head else rotated,
+    }
+
+
+def llamalike_parameters(
+    config: LlamalikeTransformerConfig,
+) -> tuple[list[StoredParameter], list[list[StoredParameter]]]:
+    """Where HuggingFace's Llama-like models keep each parameter."""
+    stream = {"embedding": config.embedding_dim}
+    tokens = {"vocabulary": config.vocab_size}
+    outer = [
+        StoredParameter("embedder.embeddings", "model.embed_tokens.weight", tokens | stream),
+        StoredParameter("final_norm/scale.weights", "model.norm.weight", stream),
+    ]
+    if not config.tie_embedder_and_logits:
+        outer.append(StoredParameter("lm_head.weights", "lm_head.weight", tokens | stream))
+    block = [*_norms(config), *_attention(config), *_feedforward(config)]
+    return outer, [block] * config.num_decoder_blocks
+
+
+def _layer(label: str, key: str, axes: dict[str, int]) -> StoredParameter:
+    return StoredParameter(label, f"model.layers.{{i}}.{key}", axes)
+
+
+def _norms(config: LlamalikeTransformerConfig) -> list[StoredParameter]:
+    stream = {"embedding": config.embedding_dim}
+    names = {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"}
+    if config.use_post_attn_norm or config.use_post_ffw_norm:  # as Gemma 2 calls them
+        names["post_attention_norm"] = "post_attention_layernorm"
+        names["pre_ffw_norm"] = "pre_feedforward_layernorm"
+        names["post_ffw_norm"] = "post_feedforward_layernorm"
+    return [
+        _layer(f"{label}/scale.weights", f"{key}.weight", stream) for label, key in names.items()
+    ]
+
+
+def _attention(config: LlamalikeTransformerConfig) -> list[StoredParameter]:
+    stream, head = {"embedding": config.embedding_dim}, {"projection": config.projection_dim}
+    shared = {**config.common_head_axes, **head}
+    query = {**config.common_head_axes, **config.query_only_head_axes, **head}
+    entries = []
+    for part, key, axes in (("query", "q", query), ("key", "k", shared), ("value", "v", shared)):
+        entries += _affine(
+            f"attention/{part}", f"self_attn.{key}_proj", axes, stream, bool(config.attention_bias)
+        )
+    entries += _affine(
+        "attention/output", "self_attn.o_proj", stream, query, config.attention_bias is True
+    )
+    if config.use_qk_norm:
+        entries.append(
+            _layer("attention/query_norm/scale.weights", "self_attn.q_norm.weight", head)
+        )
+        entries.append(_layer("attention/key_norm/scale.weights", "self_attn.k_norm.weight", head))
+    return [_flattened(entry, config) for entry in entries]
+
+
+def _flattened(entry: StoredParameter, config: LlamalikeTransformerConfig) -> StoredParameter:
+    """The entry with its stored shape: HuggingFace keeps head axes and projection as one."""
+    heads = {*config.common_head_axes, *config.query_only_head_axes, "projection"}
+    shape: list[int] = []
+    joined = False
+    for axis, size in entry.axes.items():
+        if axis in heads and joined:
+            shape[-1] *= size
+        else:
+            shape.append(size)
+        joined = axis in heads
+    return StoredParameter(entry.label, entry.key, entry.axes, shape=tuple(shape))
+
+
+def _feedforward(config: LlamalikeTransformerConfig) -> list[StoredParameter]:
+    stream, wide = {"embedding": config.embedding_dim}, {"neurons": config.mlp_hidden_dim}
+    return [
+        *_affine("mlp/gating_linear", "mlp.gate_proj", wide, stream, config.mlp_bias),
+        *_affine("mlp/value_linear", "mlp.up_proj", wide, stream, config.mlp_bias),
+        *_affine("mlp/out_linear", "mlp.down_proj", stream, wide, config.mlp_bias),
+    ]
+
+
+def _affine(
+    label: str, key: str, out: dict[str, int], into: dict[str, int], bias: bool
+) -> list[StoredParameter]:
+    """Weight {out, in} and perhaps bias {out} of one projection."""
+    if not bias:
+        return [_layer(f"{label}.weights", f"{key}.weight", out | into)]
+    return [
+        _layer(f"{label}/Linear.weights", f"{key}.weight", out | into),
+        _layer(f"{label}/AddBias.bias", f"{key}.bias", out),
+    ]

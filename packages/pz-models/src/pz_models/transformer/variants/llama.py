@@ -1,0 +1,47 @@
+"""Llama 1 to 3.3, SmolLM 2, and everything else whose `model_type` is "llama".
+
+    model = pz_models.load("Llama-3.2-1B/")
+    model = llama_from_huggingface_model(transformers.LlamaForCausalLM.from_pretrained(...))
+
+References: Touvron et al., LLaMA (2023); the Llama 3 report (2024).
+"""
+
+from __future__ import annotations
+
+from pz_models._rope_config import read_rotary
+from pz_models.config_reader import ConfigReader
+from pz_models.families import Family
+from pz_models.transformer.variants._llamalike_loading import (
+    common_fields,
+    gate_variant,
+    llamalike_parameters,
+    rotary_fields,
+)
+from pz_models.transformer.variants.llamalike_common import (
+    LlamalikeTransformerConfig,
+    build_llamalike_transformer,
+)
+
+__all__ = ["FAMILY"]
+
+
+def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
+    sizes = common_fields(reader)
+    reader.expect("pretraining_tp", 1)
+    return LlamalikeTransformerConfig(
+        **sizes,
+        **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
+        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        attention_bias=reader.get("attention_bias", bool, False),
+        mlp_bias=reader.get("mlp_bias", bool, False),
+    )
+
+
+FAMILY = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    read_config=_read_config,
+    build=build_llamalike_transformer,
+    parameters=llamalike_parameters,
+    is_ignored=lambda key: key.endswith("rotary_emb.inv_freq"),
+)
