@@ -1,5 +1,13 @@
 """Declarative, named-axis neural network layers that are plain JAX pytrees."""
 
+from pz_nn.attention import ApplyAttentionMask as ApplyAttentionMask
+from pz_nn.attention import ApplyCausalAttentionMask as ApplyCausalAttentionMask
+from pz_nn.attention import (
+    ApplyCausalSlidingWindowAttentionMask as ApplyCausalSlidingWindowAttentionMask,
+)
+from pz_nn.attention import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
+from pz_nn.attention import Attention as Attention
+from pz_nn.attention import KVCachingAttention as KVCachingAttention
 from pz_nn.basic_ops import CastToDType as CastToDType
 from pz_nn.basic_ops import Elementwise as Elementwise
 from pz_nn.basic_ops import Softmax as Softmax
@@ -33,7 +41,14 @@ from pz_nn.initializers import lecun_uniform_initializer as lecun_uniform_initia
 from pz_nn.initializers import normal_initializer as normal_initializer
 from pz_nn.initializers import orthogonal_initializer as orthogonal_initializer
 from pz_nn.initializers import truncated_normal_initializer as truncated_normal_initializer
+from pz_nn.kv_cache import CachingLayer as CachingLayer
+from pz_nn.kv_cache import KVCacheOverflowError as KVCacheOverflowError
+from pz_nn.kv_cache import kv_cache_overflows as kv_cache_overflows
 from pz_nn.layer import Layer as Layer
+from pz_nn.layer_stack import LayerStack as LayerStack
+from pz_nn.layer_stack import LayerStackGetAttrKey as LayerStackGetAttrKey
+from pz_nn.layer_stack import LayerStackVarBehavior as LayerStackVarBehavior
+from pz_nn.layer_stack import layerstack_axes_from_keypath as layerstack_axes_from_keypath
 from pz_nn.linear_and_affine import AddBias as AddBias
 from pz_nn.linear_and_affine import Affine as Affine
 from pz_nn.linear_and_affine import ConstantRescale as ConstantRescale
@@ -71,10 +86,16 @@ from pz_nn.standardization import Standardize as Standardize
 __all__ = [
     "AddBias",
     "Affine",
+    "ApplyAttentionMask",
+    "ApplyCausalAttentionMask",
+    "ApplyCausalSlidingWindowAttentionMask",
+    "ApplyExplicitAttentionMask",
     "ApplyRoPE",
     "ApplyRoPEToSubset",
+    "Attention",
     "BranchAndAddTogether",
     "BranchAndMultiplyTogether",
+    "CachingLayer",
     "CastToDType",
     "CheckStructure",
     "CheckedSequential",
@@ -89,8 +110,13 @@ __all__ = [
     "EmbeddingLookup",
     "EmbeddingTable",
     "Identity",
+    "KVCacheOverflowError",
+    "KVCachingAttention",
     "Layer",
     "LayerNorm",
+    "LayerStack",
+    "LayerStackGetAttrKey",
+    "LayerStackVarBehavior",
     "Linear",
     "LinearInPlace",
     "LinearOperatorWeightInitializer",
@@ -123,6 +149,8 @@ __all__ = [
     "inline_groups",
     "is_anonymous_sequential",
     "is_sequential_or_named",
+    "kv_cache_overflows",
+    "layerstack_axes_from_keypath",
     "lecun_normal_initializer",
     "lecun_uniform_initializer",
     "make_parameter",
