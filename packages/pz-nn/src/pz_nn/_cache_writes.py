@@ -10,6 +10,7 @@ places) is mapped over them.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
@@ -174,10 +175,15 @@ def nan_where(overflow: Any, output: Any) -> Any:
     if overflow is None:
         return output
 
+    flags = overflow.data_array if nx.is_namedarray(overflow) else overflow
+    nan_or_zero: Any = jnp.where(flags, jnp.nan, 0.0)
+    if nx.is_namedarray(overflow):
+        nan_or_zero = dataclasses.replace(overflow, data_array=nan_or_zero)
+
     def poison(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
-        return leaf + jnp.where(overflow, jnp.nan, 0.0).astype(leaf.dtype)
+        return leaf + nan_or_zero.astype(leaf.dtype)
 
     return jax.tree.map(poison, output, is_leaf=nx.is_namedarray)
 

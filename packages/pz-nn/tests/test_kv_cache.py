@@ -1,0 +1,282 @@
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from block_zoo import CAPACITY, F, H, P, attention, attention_block, caching
+from nn_helpers import assert_close, axis_order, named, raises, raw
+
+from pz_core.variables import (
+    StateVariable,
+    bind_variables,
+    freeze_params,
+    unbind_variables,
+    variable_jit,
+)
+from pz_named import named_axes as nx
+from pz_nn.attention import ApplyCausalAttentionMask, KVCachingAttention
+from pz_nn.kv_cache import KVCacheOverflowError, kv_cache_overflows
+from pz_nn.layer_stack import LayerStack, LayerStackVarBehavior
+
+AXES = {"batch": 2, "heads": H, "p": P}
+
+
+def cached_layer(key, **options):
+    uncached = attention(
+        "a", key, mask=ApplyCausalAttentionMask(-1e30, kv_positions_input_name="kv_positions")
+    )
+    options = {"cached_axes": AXES, "cache_len": CAPACITY, **options}
+    return KVCachingAttention.from_uncached(
+        uncached, sequence_axis="seq", cache_end_index_key="end", **options
+    )
+
+
+def stack_of(key, builder=caching):
+    return LayerStack.from_sublayer_builder(builder, "blocks", 2, key, {"name": "net/blocks"})
+
+
+def side_inputs(start, stop, end=None):
+    slots = jnp.arange(CAPACITY)
+    return {
+        "token_positions": nx.arange("seq", start, stop),
+        "kv_positions": nx.wrap(jnp.where(slots < stop, slots, -1), "seq"),
+        "end": start if end is None else end,
+    }
+
+
+def tokens(x, start, stop):
+    return x[{"seq": slice(start, stop)}]
+
+
+def run_in_pieces(layer, x, pieces, call=lambda layer, x, **side: layer(x, **side)):
+    outputs = [
+        call(layer, tokens(x, i, j), **side_inputs(i, j)) for i, j in itertools.pairwise(pieces)
+    ]
+    return nx.concatenate(outputs, "seq")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("pieces", [[0, 6], [0, 3, 4, 5, 6], [0, 2, 6]])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_cached_equals_uncached(pieces, stacked, key):
+    x = named(0, {"batch": 2, "seq": 6, "f": F})
+    if stacked:
+        cached, uncached = stack_of(key), stack_of(key, attention_block)
+    else:
+        cached, uncached = cached_layer(key), attention("a", key)
+    call = variable_jit(lambda layer, x, **side: layer(x, **side))
+    expected = call(uncached, x, token_positions=nx.arange("seq", 6))
+    y = run_in_pieces(cached, x, pieces, call)
+    assert_close(raw(y, "batch", "seq", "f"), raw(expected, "batch", "seq", "f"))
+
+
+def test_compiled_steps_equal_eager_ones_and_compile_once(key):
+    x = named(0, {"batch": 2, "seq": 6, "f": F})
+    traces = []
+
+    @variable_jit
+    def call(layer, x, **side):
+        traces.append(1)
+        return layer(x, **side)
+
+    for make in (cached_layer, stack_of):
+        traces.clear()
+        y = run_in_pieces(make(key), x, [0, 3, 4, 5, 6], call)
+        assert len(traces) == 2  # one for the prompt, one for single tokens
+        expected = run_in_pieces(make(key), x, [0, 6])
+        assert_close(raw(y, "batch", "seq", "f"), raw(expected, "batch", "seq", "f"))
+
+
+def test_an_eager_stack_is_not_traced_again_for_each_index(key):
+    """An int index is made an array before the stack's loop is looked up in the cache."""
+    stack = stack_of(key)
+    x = named(0, {"batch": 2, "seq": 6, "f": F})
+    for i in range(2):
+        stack(tokens(x, i, i + 1), **side_inputs(i, i + 1))
+    with jax.no_tracing():
+        for i in range(2, 4):
+            stack(tokens(x, i, i + 1), **side_inputs(i, i + 1))
+
+
+def test_caches_keep_their_layout(key):
+    """Stack axis first, before the first call as after it, so that a compiled step compiles once."""
+    for stack in (stack_of(key),):
+        (state,) = [v for v in unbind_variables(stack)[1] if isinstance(v, StateVariable)]
+        keys_and_values = [
+            ["blocks", "batch", "heads", "p", "seq"],
+            ["blocks", "batch", "heads", "seq", "p"],
+        ]
+        assert [axis_order(c) for c in state.value] == keys_and_values
+        assert state.metadata == {"layerstack_axes": {"blocks": LayerStackVarBehavior.PER_LAYER}}
+        stack(named(0, {"batch": 2, "seq": 3, "f": F}), **side_inputs(0, 3))
+        assert [axis_order(c) for c in state.value] == keys_and_values
+        assert (raw(state.value[0])[..., 3:] == 0).all()
+        assert (raw(state.value[0])[..., :3] != 0).all()
+
+
+def test_from_uncached():
+    layer = cached_layer(
+        None, cache_dtype=jnp.bfloat16, cache_label="mine", layerstack_axes={"outer": 3, "inner": 2}
+    )
+    key, value = layer.kv_cache.value
+    assert axis_order(key) == ["outer", "inner", "batch", "heads", "p", "seq"]
+    assert key.dtype == value.dtype == jnp.bfloat16
+    assert layer.kv_cache.label == "mine"
+    behavior = LayerStackVarBehavior.PER_LAYER
+    assert layer.kv_cache.metadata == {"layerstack_axes": {"outer": behavior, "inner": behavior}}
+    assert cached_layer(None).kv_cache.metadata == {}
+    assert layer.input_to_query.sublayers[0].weights.label == "a/query.weights"
+    other = cached_layer(None, value_axes={"heads": 2, "r": 7})
+    assert other.kv_cache.value[1].named_shape == {"heads": 2, "seq": CAPACITY, "r": 7}
+    with raises(ValueError, "['p']", "cached_axes"):
+        cached_layer(None, layerstack_axes={"p": 2})
+    with raises(ValueError, "['seq']", "cached_axes"):
+        cached_layer(None, cached_axes={"seq": 2})
+
+
+def test_rows_may_end_at_different_places(key):
+    """A named index: row 0 has 2 tokens, row 1 has 4; each goes on where it ended."""
+    cached = cached_layer(key)
+    x = named(0, {"batch": 2, "seq": 5, "f": F})
+    call = variable_jit(lambda layer, x, **side: layer(x, **side))
+    lengths = np.array([2, 4])
+    slots = np.arange(CAPACITY)
+    prompt = np.where(np.arange(4) < lengths[:, None], np.arange(4), -1)
+    call(
+        cached,
+        tokens(x, 0, 4),
+        token_positions=nx.wrap(prompt, "batch", "seq"),
+        kv_positions=nx.wrap(np.where(slots < lengths[:, None], slots, -1), "batch", "seq"),
+        end=0,
+    )
+    y = call(
+        cached,
+        tokens(x, 4, 5),
+        token_positions=nx.wrap(lengths[:, None], "batch", "seq"),
+        kv_positions=nx.wrap(np.where(slots <= lengths[:, None], slots, -1), "batch", "seq"),
+        end=nx.wrap(lengths, "batch"),
+    )
+    for row, length in enumerate(lengths):
+        alone = nx.concatenate([tokens(x, 0, int(length)), tokens(x, 4, 5)], "seq")
+        expected = call(
+            attention("a", key), alone, token_positions=nx.arange("seq", int(length) + 1)
+        )
+        assert_close(
+            raw(y, "batch", "seq", "f")[row, 0], raw(expected, "batch", "seq", "f")[row, -1]
+        )
+
+
+# --- room -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [cached_layer, stack_of])
+@pytest.mark.parametrize("as_index", [int, np.int32, jnp.asarray])
+def test_no_room_is_an_error_where_the_index_is_known(make, as_index, key):
+    layer = make(key)
+    x = named(0, {"batch": 2, "seq": 3, "f": F})
+    with raises(KVCacheOverflowError, "8 places", "6 are filled", "3 new", "cache_len=9"):
+        layer(x, **side_inputs(5, 8, end=as_index(6)))
+    layer(x, **side_inputs(5, 8, end=as_index(5)))
+
+
+@pytest.mark.parametrize("make", [cached_layer, stack_of])
+def test_no_room_gives_nan_and_a_flag_where_the_index_is_traced(make, key):
+    x = named(0, {"batch": 2, "seq": 3, "f": F})
+
+    @variable_jit
+    def call(layer, x, side):
+        return layer(x, **side), kv_cache_overflows(layer, 3, **side)
+
+    y, flag = call(make(key), x, side_inputs(5, 8, end=jnp.asarray(5)))
+    assert not flag
+    assert np.isfinite(raw(y)).all()
+    y, flag = call(make(key), x, side_inputs(5, 8, end=jnp.asarray(6)))
+    assert flag
+    assert np.isnan(raw(y)).all()
+
+
+def test_only_rows_without_room_are_nan(key):
+    x = named(0, {"batch": 2, "seq": 3, "f": F})
+    side = side_inputs(5, 8, end=nx.wrap(jnp.array([5, 6]), "batch"))
+    with raises(KVCacheOverflowError, "6 are filled"):
+        cached_layer(key)(x, **side)
+    call = variable_jit(
+        lambda layer, x, side: (layer(x, **side), kv_cache_overflows(layer, 3, **side))
+    )
+    y, flag = call(cached_layer(key), x, side)
+    rows = np.isnan(raw(y, "batch", "seq", "f")).all(axis=(1, 2))
+    assert rows.tolist() == [False, True]
+    assert flag
+
+
+def test_kv_cache_overflows_on_known_indices(key):
+    assert kv_cache_overflows(cached_layer(key), 3, end=5) is False
+    assert kv_cache_overflows([stack_of(key)], 3, end=6) is True
+    assert kv_cache_overflows(attention("a", key), 99) is False
+    slots, _ = unbind_variables(cached_layer(key))
+    assert kv_cache_overflows(slots, 99, end=0) is False
+    with pytest.raises(KeyError, match="end"):
+        kv_cache_overflows(cached_layer(key), 1)
+
+
+def test_what_does_not_fit_the_cache(key):
+    x = named(0, {"batch": 2, "seq": 3, "f": F})
+    layer = cached_layer(key)
+    with raises(KeyError, "'end'", "KVCachingAttention"):
+        layer(x, **{k: v for k, v in side_inputs(0, 3).items() if k != "end"})
+    with raises(TypeError, "9 new tokens", "8 places", "cache_len=9"):
+        layer(named(0, {"batch": 2, "seq": 9, "f": F}), **side_inputs(0, 9))
+    with raises(TypeError, "bfloat16", "float32", "cache_dtype=float32"):
+        cached_layer(key, cache_dtype=jnp.bfloat16)(x, **side_inputs(0, 3))
+    with raises(ValueError, "'worlds': 5", "cached_axes"):
+        layer(named(0, {"worlds": 5, "batch": 2, "seq": 3, "f": F}), **side_inputs(0, 3))
+    with raises(ValueError, "'batch': 3", "{'batch': 2"):
+        layer(named(0, {"batch": 3, "seq": 3, "f": F}), **side_inputs(0, 3))
+    with raises(ValueError, "the axis 'tokens'", "sequence_axis"):
+        dataclasses.replace(layer, sequence_axis="tokens")(x, **side_inputs(0, 3))
+    with raises(TypeError, "'end'", "(2,)", "wrap"):
+        layer(x, **side_inputs(0, 3, end=jnp.array([0, 1])))
+    with raises(TypeError, "'end'", "integer"):
+        layer(x, **side_inputs(0, 3, end=0.5))
+    layer(x, **side_inputs(0, 3))
+
+
+# --- cost -------------------------------------------------------------------------------------------
+
+
+def compiled_step(key, capacity):
+    """One donated decode step of a stack, compiled."""
+
+    def builder(name, init_base_rng):
+        return caching(name, init_base_rng, capacity=capacity)
+
+    stack = freeze_params(stack_of(key, builder))
+    slots, states = unbind_variables(stack, freeze=True)
+
+    def step(slots, states, x, end):
+        variables = [v.unfreeze_as_copy() for v in states]
+        places = jnp.arange(capacity)
+        y = bind_variables(slots, variables)(
+            x,
+            token_positions=nx.wrap(end[None], "seq"),
+            kv_positions=nx.wrap(jnp.where(places <= end, places, -1), "seq"),
+            end=end,
+        )
+        return y, [v.freeze() for v in variables]
+
+    x = named(0, {"batch": 2, "seq": 1, "f": F})
+    return jax.jit(step, donate_argnums=1).lower(slots, states, x, jnp.int32(0)).compile()
+
+
+def test_a_step_touches_only_the_new_slice(key):
+    """The compiled step needs no memory for a copy of the caches, whatever their size."""
+    capacity = 4096
+    cache_bytes = 2 * 2 * 2 * H * P * capacity * 4  # blocks, keys and values, batch
+    step = compiled_step(key, capacity)
+    memory = step.memory_analysis()
+    one_layer = cache_bytes / 2
+    assert memory.temp_size_in_bytes < 1.2 * one_layer
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert "scatter(" not in step.as_text()
