@@ -1,0 +1,225 @@
+"""The loop around a trainer: batches, evaluation, early stop, a progress bar, callbacks.
+
+The idea: a callback is any function of an event (which step, which metrics); what it returns true for
+stops the training. Nothing else is a framework.
+
+    validation = evaluating(lambda: evaluate(model, token_metrics, batches()), every=100)
+    fit(trainer, training_batches(), steps=1000, callbacks=[
+        validation, EarlyStopping("validation/loss", patience=3), JsonLinesWriter("log.jsonl"),
+        every(500, lambda event: save("runs/1", trainer, step=event.step)),
+    ])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+
+from pz_core.variables import variable_jit
+from pz_toolshed.basic_training import StatefulTrainer
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "TrainingEvent",
+    "evaluate",
+    "evaluating",
+    "every",
+    "fit",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingEvent:
+    """One step that was made.
+
+    Attributes:
+      step: How many steps the trainer has made, this one included.
+      metrics: The loss and the scalars of the aux by name; a callback may add more, for those after
+        it. Reading an array (`float`) waits for the step to end.
+      trainer: The trainer.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    trainer: StatefulTrainer
+
+
+Callback: TypeAlias = Callable[[TrainingEvent], Any]
+"""Called after each step, in order; a true result stops the training after that step."""
+
+
+def fit(
+    trainer: StatefulTrainer,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    steps: int | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> int:
+    """Trains on batches until they end, the steps are made, or a callback says stop.
+
+    Args:
+      trainer: The trainer.
+      batches: Keyword arguments of each step.
+      steps: How many steps to make at most; default: one per batch.
+      callbacks: Called after each step.
+      progress: Show a progress bar with the loss.
+
+    Returns:
+      How many steps the trainer has made in all.
+    """
+    done = int(trainer.state.value.step)
+    callbacks = list(callbacks)
+    bar = _progress_bar(steps) if progress else None
+    try:
+        for batch in itertools.islice(batches, steps):
+            loss, aux = trainer.step_with_loss(**batch)
+            done += 1
+            event = TrainingEvent(done, {"loss": loss, **_scalars(aux)}, trainer)
+            if bar is not None:
+                bar.update()
+                bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
+            # A list, not a generator: a callback that stops does not keep the others from running.
+            if any([callback(event) for callback in callbacks]):
+                break
+    finally:
+        if bar is not None:
+            bar.close()
+    return done
+
+
+def _progress_bar(steps: int | None) -> Any:
+    try:
+        import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "fit(progress=True) needs tqdm: pip install 'pz-toolshed[training]', or give "
+            "progress=False"
+        ) from error
+    return tqdm.tqdm(total=steps, unit="step")
+
+
+def _scalars(aux: Any) -> dict[str, Any]:
+    if not isinstance(aux, Mapping):
+        return {}
+    return {
+        str(name): value
+        for name, value in aux.items()
+        if jnp.ndim(value) == 0 and not hasattr(value, "named_shape")
+    }
+
+
+def every(steps: int, callback: Callback) -> Callback:
+    """A callback that is called at every n-th step only.
+
+    Args:
+      steps: n.
+      callback: The callback.
+
+    Returns:
+      The callback for `fit`.
+    """
+    return lambda event: callback(event) if event.step % steps == 0 else None
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Stops the training when a metric no longer improves.
+
+    Attributes:
+      metric: Name of the metric; steps without it are passed over.
+      patience: How often in a row it may fail to improve.
+      min_delta: How much smaller it must be than the best so far to count as better.
+      best: The best value so far.
+      failures: How often in a row it has failed to improve.
+    """
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    best: float = math.inf
+    failures: int = 0
+
+    def __call__(self, event: TrainingEvent) -> bool:
+        """Looks at the metric; true when the patience is at its end."""
+        if self.metric not in event.metrics:
+            return False
+        value = float(event.metrics[self.metric])
+        if value < self.best - self.min_delta:
+            self.best, self.failures = value, 0
+        else:
+            self.failures += 1
+        return self.failures > self.patience
+
+
+MetricFunction: TypeAlias = Callable[..., Mapping[str, tuple[Any, Any]]]
+
+
+def _call_metrics(function: MetricFunction, model: Any, batch: Any) -> Any:
+    return dict(function(model, **batch))
+
+
+_compiled_metrics = variable_jit(_call_metrics, static_argnums=(0,))
+
+
+def evaluate(
+    model: Any,
+    metrics: MetricFunction,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    jit: bool = True,
+) -> dict[str, float]:
+    """Averages metrics over batches.
+
+    Args:
+      model: The model.
+      metrics: Called with the model and a batch's entries as keywords; returns for each metric a sum
+        and a count (or weight), so that batches of different size average rightly.
+      batches: Keyword arguments for `metrics`.
+      jit: Compile it; kept by the function's identity, so do not make it anew.
+
+    Returns:
+      For each metric, the sum of its sums over the sum of its counts.
+
+    Raises:
+      ValueError: If there is no batch.
+    """
+    function = _compiled_metrics if jit else _call_metrics
+    totals: dict[str, tuple[Any, Any]] = {}
+    for batch in batches:
+        for name, (total, count) in function(metrics, model, dict(batch)).items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + total, before[1] + count)
+    if not totals:
+        raise ValueError(
+            "evaluate: there was no batch, so there is nothing to average. An iterator that was "
+            "used up gives nothing more; make a new one for each evaluation."
+        )
+    return {name: float(total) / float(count) for name, (total, count) in totals.items()}
+
+
+def evaluating(
+    run: Callable[[], Mapping[str, float]], *, every: int, prefix: str = "validation/"
+) -> Callback:
+    """A callback that evaluates now and then and adds the results to the metrics.
+
+    Args:
+      run: Makes one evaluation.
+      every: At every how many steps.
+      prefix: Put before the names of the metrics.
+
+    Returns:
+      The callback; put it before those that use its metrics.
+    """
+
+    def callback(event: TrainingEvent) -> None:
+        if event.step % every == 0:
+            event.metrics.update({prefix + name: value for name, value in run().items()})
+
+    return callback
