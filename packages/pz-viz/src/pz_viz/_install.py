@@ -1,0 +1,46 @@
+"""Registers pz_viz with treescope and with the bottom wheels; `import pz_viz` calls it."""
+
+from __future__ import annotations
+
+from treescope import type_registries
+
+from pz_core import display_hook, selectors
+from pz_core.struct import Struct
+from pz_core.variables import AbstractVariable
+from pz_named import shapecheck
+from pz_named.named_axes import NamedArray, NamedArrayBase, NamedArrayView
+from pz_viz import _arrays, _specs, _structs, repeated_siblings, selections
+
+__all__ = ["install"]
+
+HANDLERS = {
+    Struct: _structs.handle_struct,
+    AbstractVariable: _structs.handle_variable,
+    NamedArrayBase: _arrays.handle_named_array,
+    NamedArray: _arrays.handle_named_array,
+    NamedArrayView: _arrays.handle_named_array,
+    shapecheck.ArraySpec: _specs.handle_array_spec,
+    shapecheck.Wildcard: _specs.handle_wildcard,
+    selectors.Selection: selections.handle_selection,
+    list: repeated_siblings.handle_sequence,
+    tuple: repeated_siblings.handle_sequence,
+    dict: repeated_siblings.handle_dict,
+}
+
+
+def install() -> None:
+    """Fills treescope's registries and the hooks of pz-core; a second call changes nothing.
+
+    A handler that somebody registered for one of our classes before stays.
+    """
+    type_registries.update_registries_for_imports()
+    for kind, handler in HANDLERS.items():
+        type_registries.TREESCOPE_HANDLER_REGISTRY.setdefault(kind, handler)
+    adapter = _arrays.NamedArrayAdapter()
+    for kind in (NamedArrayBase, NamedArray, NamedArrayView):
+        type_registries.NDARRAY_ADAPTER_REGISTRY.setdefault(kind, adapter)
+        type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(kind, True)
+    try:
+        display_hook.selection_display()
+    except ImportError:
+        display_hook.register_selection_display(selections.SelectionViews())

@@ -1,0 +1,218 @@
+"""How structs and bound variables are drawn: as constructor calls, one field per line.
+
+The handlers sit in treescope's registry (`_install.py`); treescope calls them with the node, its
+path and a function that renders a child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from treescope import dataclass_util, layout_algorithms, rendering_parts
+
+from pz_core.struct import Struct, is_pytree_node_field
+from pz_viz import aliases, repeated_siblings
+from pz_viz._markup import css_color_or_none
+
+__all__ = ["FieldLine", "child_lines", "handle_struct", "handle_variable", "role_note"]
+
+_level: contextvars.ContextVar[int] = contextvars.ContextVar("pz_viz_level", default=0)
+
+_NODE_FIELD_STYLE = "font-style:italic;color:var(--pz-field,#00225f)"
+
+_text = rendering_parts.text
+_fold = rendering_parts.fold_condition
+_COMMA = rendering_parts.siblings(",", _fold(collapsed=_text(" ")))
+_LAST_COMMA = _fold(expanded=_text(","))
+_COMMA_BEFORE = _fold(collapsed=_text(", "))
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldLine:
+    """One field as it is about to be drawn.
+
+    Attributes:
+      name: The field's name.
+      is_node: Whether it is a pytree child.
+      hidden: Whether it shows in round-trip mode only.
+      always_collapse: Whether it starts closed whatever the layout.
+    """
+
+    name: str
+    is_node: bool = True
+    hidden: bool = False
+    always_collapse: bool = False
+
+
+def _field_lines(cls: type) -> list[FieldLine]:
+    return [
+        FieldLine(
+            field.name,
+            bool(is_pytree_node_field(field)),
+            not field.repr,
+            bool(field.metadata.get("treescope_always_collapse", False)),
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+
+@contextlib.contextmanager
+def _one_level_deeper() -> Iterator[int]:
+    token = _level.set(_level.get() + 1)
+    try:
+        yield _level.get()
+    finally:
+        _level.reset(token)
+
+
+def color_and_pattern(node: Any) -> tuple[str | None, str | None]:
+    """The fill and pattern that `node.treescope_color()` asks for; None for transparent."""
+    asked = node.treescope_color()
+    parts = asked if isinstance(asked, tuple) and len(asked) == 2 else (asked,)
+    colors = [css_color_or_none(part) for part in parts]
+    if None in colors:
+        warnings.warn(
+            f"{type(node).__name__}.treescope_color() returned {asked!r}, which is neither a CSS "
+            "colour nor a (border, fill) pair of them; the node is drawn without a colour.",
+            stacklevel=2,
+        )
+        return None, None
+    if colors == ["transparent"]:
+        return None, None
+    if len(colors) == 1:
+        return colors[0], None
+    return colors[0], f"linear-gradient({colors[1]},{colors[1]})"
+
+
+def role_note(node: Any) -> Any | None:
+    """The grey note after the opening parenthesis, from the struct's own `role_note`."""
+    note = getattr(node, "role_note", None)
+    if callable(note):
+        note = note()
+    if not isinstance(note, str) or not note:
+        return None
+    return rendering_parts.comment_color(_text(f" # {note}"))
+
+
+def child_lines(
+    values: Sequence[tuple[FieldLine, Any]], missing: set[str], path: str | None, render: Any
+) -> list[Any]:
+    """The lines between the parentheses, with commas right in every mode."""
+    plain = not missing and not any(line.hidden for line, _ in values)
+    lines, anything_shown, anything_at_all = [], False, False
+    for i, (field, value) in enumerate(values):
+        name = _text(f"{field.name}=")
+        if field.is_node:
+            name = rendering_parts.custom_style(name, _NODE_FIELD_STYLE)
+        if field.name in missing:
+            note = f"# {field.name} is missing,"
+            lines.append(_fold(expanded=rendering_parts.comment_color(_text(note))))
+            continue
+        child_path = None if path is None else f"{path}.{field.name}"
+        pieces = [name, render(value, path=child_path)]
+        if plain:
+            pieces.append(_COMMA if i < len(values) - 1 else _LAST_COMMA)
+        else:
+            if anything_shown:
+                pieces.insert(0, _COMMA_BEFORE)
+            elif anything_at_all:  # all fields before are hidden ones
+                pieces.insert(0, rendering_parts.roundtrip_condition(roundtrip=_COMMA_BEFORE))
+            pieces.append(_LAST_COMMA)
+        line = rendering_parts.build_full_line_with_annotations(*pieces)
+        if field.always_collapse:
+            layout_algorithms.expand_to_depth(line, 0)
+        if field.hidden:
+            line = rendering_parts.roundtrip_condition(roundtrip=line)
+        lines.append(line)
+        anything_at_all = True
+        anything_shown = anything_shown or not field.hidden
+    return lines
+
+
+def _constructor_node(
+    node: Any,
+    values: Sequence[tuple[FieldLine, Any]],
+    path: str | None,
+    render: Any,
+    *,
+    prefix: Any,
+    suffix: Any,
+) -> Any:
+    """A foldable `Name(field=value, ...)`, coloured and noted as the node asks."""
+    missing = {field.name for field, _ in values if not hasattr(node, field.name)}
+    fill, pattern = color_and_pattern(node)
+    return rendering_parts.build_foldable_tree_node_from_children(
+        prefix=prefix,
+        children=child_lines(values, missing, path, render),
+        suffix=suffix,
+        path=path,
+        background_color=fill,
+        background_pattern=pattern,
+        first_line_annotation=role_note(node),
+        child_type_single_and_plural=("field", "fields"),
+    )
+
+
+def _too_deep(node: Any) -> Any:
+    return rendering_parts.build_one_line_tree_node(
+        rendering_parts.abbreviation_color(
+            _text(
+                f"<{type(node).__name__}: more than {repeated_siblings.tree_limits().levels} levels deep, not drawn>"
+            )
+        )
+    )
+
+
+def handle_struct(node: Struct, path: str | None, subtree_renderer: Any) -> Any:
+    """Treescope's handler of every struct that has no nearer one."""
+    if not dataclasses.is_dataclass(node):
+        return NotImplemented
+    aliases.add_umbrella_names()
+    with _one_level_deeper() as level:
+        if level > repeated_siblings.tree_limits().levels:
+            return _too_deep(node)
+        cls = type(node)
+        prefix = [rendering_parts.maybe_qualified_type_name(cls)]
+        if not dataclass_util.init_takes_fields(cls):
+            made = rendering_parts.roundtrip_condition(roundtrip=_text(".from_attributes"))
+            prefix.append(made)
+        return _constructor_node(
+            node,
+            [(line, getattr(node, line.name, None)) for line in _field_lines(cls)],
+            path,
+            subtree_renderer,
+            prefix=rendering_parts.siblings(*prefix, "("),
+            suffix=")",
+        )
+
+
+def handle_variable(node: Any, path: str | None, subtree_renderer: Any) -> Any:
+    """Treescope's handler of bound variables, which no constructor call can restore."""
+    only_roundtrip = rendering_parts.roundtrip_condition
+    with _one_level_deeper() as level:
+        if level > repeated_siblings.tree_limits().levels:
+            return _too_deep(node)
+        metadata = node.metadata
+        values = {
+            "label": node.label,
+            "value": node.value,
+            # A copy: where a variable is shared, treescope marks the variable, and that is enough.
+            "metadata": dict(metadata) if type(metadata) is dict else metadata,
+        }
+        return _constructor_node(
+            node,
+            [(FieldLine(name, is_node=False), value) for name, value in values.items()],
+            path,
+            subtree_renderer,
+            prefix=rendering_parts.siblings(
+                only_roundtrip(roundtrip=_text("<")),
+                rendering_parts.maybe_qualified_type_name(type(node)),
+                "(",
+            ),
+            suffix=rendering_parts.siblings(")", only_roundtrip(roundtrip=_text(">"))),
+        )

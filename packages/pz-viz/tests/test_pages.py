@@ -1,0 +1,174 @@
+"""Pages are valid, self-contained, escaped and bounded."""
+
+import html.parser
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import treescope
+from viz_samples import HOSTILE, Chain, Span, linear
+
+import pz_named as nx
+import pz_viz
+from pz_viz._markup import visible
+
+VOID = {"meta", "input", "img", "br", "hr", "link"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects the elements of a page and fails on tags that do not match."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in VOID:  # treescope closes its inputs
+            return
+        assert self.open[-1:] == [tag], (tag, self.open[-5:])
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def checked(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+def hostile_views():
+    """Every view, fed with hostile text wherever it takes text."""
+    count = len(HOSTILE)
+    rng = np.random.default_rng(0)
+    weights = np.tril(rng.random((count, count)))
+    logits = rng.normal(size=(2, count, count)).astype(np.float32)
+    axis = nx.wrap(jnp.ones((count,))).tag(HOSTILE[1])
+    return {
+        "Object": {text: [text, Span(text, axis, text)] for text in HOSTILE},
+        "Attention": pz_viz.attention_view(weights, HOSTILE, title=HOSTILE[0]),
+        "Lens": pz_viz.logit_lens_view(
+            logits, HOSTILE, tokens=HOSTILE, block_labels=HOSTILE[:2], title=HOSTILE[1]
+        ),
+        "Surprise": pz_viz.token_probabilities_view(
+            np.arange(count), logits[0], HOSTILE, title=HOSTILE[2]
+        ),
+        "Comparison": pz_viz.comparison_view(
+            logits[0, 0], logits[1, 0], HOSTILE, names=(HOSTILE[0], HOSTILE[6]), title=HOSTILE[3]
+        ),
+        "Effects": pz_viz.effect_view(axis, labels={HOSTILE[1]: HOSTILE}, title=HOSTILE[4]),
+        "Tokens": pz_viz.show_token_array(np.arange(count), HOSTILE),
+        "Scores": pz_viz.show_token_scores(np.arange(count), np.arange(count), HOSTILE),
+        HOSTILE[3]: HOSTILE[8],
+    }
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("static", [False, True])
+def test_hostile_text_stays_text_in_every_view(static):
+    page = pz_viz.report(hostile_views(), title=HOSTILE[0], note=HOSTILE[1], static=static)
+    checker = checked(page)
+    assert "\u202e" not in page
+    assert "\x00" not in page
+    assert "\x1b" not in page
+    # No script but ours, no handler, no address.
+    scripts = checker.tags.count("script")
+    data_blocks = sum(a == ("script", "type", "application/json") for a in checker.attributes)
+    assert scripts - data_blocks == (0 if static else 1)
+    for tag, name, value in checker.attributes:
+        assert not name.startswith("on"), (tag, name, value)
+        assert name not in ("href", "src") or value.startswith(("#", "data:image/png"))
+    assert any(visible(HOSTILE[0]) in text for text in checker.texts)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_page_says_that_it_loads_nothing(static):
+    page = pz_viz.to_html(Span(1, 2), title="A <title>", static=static)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert "default-src &#x27;none&#x27;" in policy
+    scripts = "script-src &#x27;none&#x27;" if static else "script-src &#x27;sha256-"
+    assert scripts in policy
+    assert "unsafe-eval" not in policy
+    assert page.startswith("<!DOCTYPE html>")
+    assert '<meta charset="utf-8">' in page
+    assert "<title>A &lt;title&gt;</title>" in page
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)  # names a namespace, loads nothing
+
+
+def test_a_theme_may_be_forced():
+    assert 'data-theme="dark"' in pz_viz.to_html(1, theme="dark")
+    assert "data-theme=" not in pz_viz.to_html(1).split("<style>")[0]
+
+
+def test_pages_are_written_where_asked(tmp_path):
+    path = tmp_path / "page.html"
+    page = pz_viz.to_html(Span(1, "ü"), path)
+    assert path.read_bytes().decode("utf-8") == page
+    assert "<title>Span</title>" in page
+
+
+def test_a_report_has_headings_notes_and_links():
+    page = pz_viz.report(
+        [
+            pz_viz.Section("One", (Span(1, 2), "Some words."), note="What this is."),
+            pz_viz.Section("Two", pz_viz.effect_view(np.eye(2))),
+            pz_viz.Section("Three", pz_viz.show_token_array(np.arange(2), ["a", "b"])),
+        ],
+        title="Report",
+    )
+    texts = checked(page).texts
+    for expected in ("One", "Two", "Three", "What this is.", "Some words.", "Report"):
+        assert expected in texts
+    assert page.count('href="#section-') == 3
+
+
+def test_a_large_page_is_cut_with_a_note_or_refused():
+    model = {f"part_{i}": Span(i, "x" * 100) for i in range(50)}
+    whole = pz_viz.to_html(model)
+    assert "too large" not in whole
+    mixed = [Span(i, "x" * 300) if i * i % 7 % 2 else i for i in range(400)]
+    with pz_viz.folding(400):
+        full = len(pz_viz.to_html(mixed))
+        cut = pz_viz.to_html(mixed, max_bytes=full // 2)
+    assert "The page was too large" in cut
+    assert "more" in cut
+    with pytest.raises(ValueError, match=r"bytes however much is folded, and max_bytes is 100"):
+        pz_viz.to_html(model, max_bytes=100)
+    assert pz_viz.to_html(model, max_bytes=10_000_000)
+
+
+def test_array_pictures_need_scripts():
+    figure = treescope.render_array(np.eye(3))
+    page = pz_viz.to_html(figure)
+    assert "unsafe-eval" in page
+    with pytest.raises(
+        ValueError, match=r"array pictures are drawn by treescope's scripts.*effect_view"
+    ):
+        pz_viz.to_html(figure, static=True)
+    assert pz_viz.to_html(pz_viz.effect_view(np.eye(3)), static=True)
+
+
+def test_a_view_displays_itself_in_a_frame_of_its_own():
+    view = pz_viz.effect_view(np.eye(2), title="<b>")
+    frame = view._repr_html_()
+    checker = checked(frame)
+    assert checker.tags == ["iframe"]
+    assert ("iframe", "sandbox", "allow-scripts") in checker.attributes
+    srcdoc = next(value for _, name, value in checker.attributes if name == "srcdoc")
+    assert "<title>&lt;b&gt;</title>" in srcdoc
+    checked(srcdoc)
+    assert repr(view) == view.text
+
+
+def test_ten_thousand_layers_make_a_small_page():
+    assert len(pz_viz.to_html(Chain([Span(i, linear("a")) for i in range(10_000)]))) < 100_000
