@@ -12,10 +12,17 @@ from pz_nn.basic_ops import CastToDType as CastToDType
 from pz_nn.basic_ops import Elementwise as Elementwise
 from pz_nn.basic_ops import Softmax as Softmax
 from pz_nn.basic_ops import TanhSoftCap as TanhSoftCap
+from pz_nn.batch_norm import BatchNorm as BatchNorm
+from pz_nn.batch_norm import InferenceBatchNorm as InferenceBatchNorm
+from pz_nn.batch_norm import TrainingBatchNorm as TrainingBatchNorm
 from pz_nn.combinators import BranchAndAddTogether as BranchAndAddTogether
 from pz_nn.combinators import BranchAndMultiplyTogether as BranchAndMultiplyTogether
 from pz_nn.combinators import ConcatBranches as ConcatBranches
 from pz_nn.combinators import Residual as Residual
+from pz_nn.convolution import Conv as Conv
+from pz_nn.convolution import ConvOperator as ConvOperator
+from pz_nn.convolution import ConvTranspose as ConvTranspose
+from pz_nn.convolution import ConvTransposeOperator as ConvTransposeOperator
 from pz_nn.dropout import DisabledDropout as DisabledDropout
 from pz_nn.dropout import StochasticDropout as StochasticDropout
 from pz_nn.dropout import maybe_dropout as maybe_dropout
@@ -24,6 +31,9 @@ from pz_nn.embeddings import ApplyRoPEToSubset as ApplyRoPEToSubset
 from pz_nn.embeddings import EmbeddingDecode as EmbeddingDecode
 from pz_nn.embeddings import EmbeddingLookup as EmbeddingLookup
 from pz_nn.embeddings import EmbeddingTable as EmbeddingTable
+from pz_nn.gated import GatedMLP as GatedMLP
+from pz_nn.group_norm import GroupNorm as GroupNorm
+from pz_nn.group_norm import GroupStandardize as GroupStandardize
 from pz_nn.grouping import CheckedSequential as CheckedSequential
 from pz_nn.grouping import CheckStructure as CheckStructure
 from pz_nn.grouping import Identity as Identity
@@ -65,10 +75,23 @@ from pz_nn.linear_and_affine import variance_scaling_initializer as variance_sca
 from pz_nn.linear_and_affine import xavier_normal_initializer as xavier_normal_initializer
 from pz_nn.linear_and_affine import xavier_uniform_initializer as xavier_uniform_initializer
 from pz_nn.linear_and_affine import zero_initializer as zero_initializer
+from pz_nn.mixture_of_experts import ExpertLinear as ExpertLinear
+from pz_nn.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from pz_nn.parameters import ParameterLike as ParameterLike
 from pz_nn.parameters import assert_no_parameter_slots as assert_no_parameter_slots
 from pz_nn.parameters import derive_param_key as derive_param_key
 from pz_nn.parameters import make_parameter as make_parameter
+from pz_nn.pooling import AveragePool as AveragePool
+from pz_nn.pooling import MaxPool as MaxPool
+from pz_nn.position_embeddings import AddLearnedPositions as AddLearnedPositions
+from pz_nn.position_embeddings import AddSinusoidalPositions as AddSinusoidalPositions
+from pz_nn.quantized import Int8Linear as Int8Linear
+from pz_nn.quantized import quantize_linear as quantize_linear
+from pz_nn.quantized import quantize_linears as quantize_linears
+from pz_nn.recurrent import GRUCell as GRUCell
+from pz_nn.recurrent import LSTMCell as LSTMCell
+from pz_nn.recurrent import RecurrentCell as RecurrentCell
+from pz_nn.recurrent import ScanOver as ScanOver
 from pz_nn.rope_scaling import DefaultScaling as DefaultScaling
 from pz_nn.rope_scaling import DynamicScaling as DynamicScaling
 from pz_nn.rope_scaling import LinearScaling as LinearScaling
@@ -82,9 +105,12 @@ from pz_nn.standardization import RMSLayerNorm as RMSLayerNorm
 from pz_nn.standardization import RMSStandardize as RMSStandardize
 from pz_nn.standardization import ScaleWithOffset as ScaleWithOffset
 from pz_nn.standardization import Standardize as Standardize
+from pz_nn.training_mode import set_training as set_training
 
 __all__ = [
     "AddBias",
+    "AddLearnedPositions",
+    "AddSinusoidalPositions",
     "Affine",
     "ApplyAttentionMask",
     "ApplyCausalAttentionMask",
@@ -93,6 +119,8 @@ __all__ = [
     "ApplyRoPE",
     "ApplyRoPEToSubset",
     "Attention",
+    "AveragePool",
+    "BatchNorm",
     "BranchAndAddTogether",
     "BranchAndMultiplyTogether",
     "CachingLayer",
@@ -102,6 +130,10 @@ __all__ = [
     "ComputeInDType",
     "ConcatBranches",
     "ConstantRescale",
+    "Conv",
+    "ConvOperator",
+    "ConvTranspose",
+    "ConvTransposeOperator",
     "DefaultScaling",
     "DisabledDropout",
     "DynamicScaling",
@@ -109,9 +141,17 @@ __all__ = [
     "EmbeddingDecode",
     "EmbeddingLookup",
     "EmbeddingTable",
+    "ExpertLinear",
+    "GRUCell",
+    "GatedMLP",
+    "GroupNorm",
+    "GroupStandardize",
     "Identity",
+    "InferenceBatchNorm",
+    "Int8Linear",
     "KVCacheOverflowError",
     "KVCachingAttention",
+    "LSTMCell",
     "Layer",
     "LayerNorm",
     "LayerStack",
@@ -123,20 +163,25 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",
+    "MaxPool",
+    "MixtureOfExperts",
     "NamedEinsum",
     "NamedGroup",
     "ParameterLike",
     "RMSLayerNorm",
     "RMSStandardize",
+    "RecurrentCell",
     "RenameAxes",
     "Residual",
     "RoPEScaling",
     "ScaleWithOffset",
+    "ScanOver",
     "Sequential",
     "Softmax",
     "Standardize",
     "StochasticDropout",
     "TanhSoftCap",
+    "TrainingBatchNorm",
     "YarnScaling",
     "assert_no_parameter_slots",
     "constant_initializer",
@@ -157,6 +202,9 @@ __all__ = [
     "maybe_dropout",
     "normal_initializer",
     "orthogonal_initializer",
+    "quantize_linear",
+    "quantize_linears",
+    "set_training",
     "truncated_normal_initializer",
     "variance_scaling_initializer",
     "xavier_normal_initializer",

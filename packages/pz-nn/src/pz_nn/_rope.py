@@ -34,10 +34,19 @@ def check_settings(layer: Any) -> None:
             f"{user}: scale_factor must be at least 1.0, but is {layer.scale_factor}. It divides the "
             "positions; to stretch a context by 8 give 8.0."
         )
-    if layer.pairing not in ("halves", "interleaved"):
+    check_pairing(layer.pairing, user)
+
+
+def check_pairing(pairing: str, user: str) -> None:
+    """Checks how features are paired.
+
+    Raises:
+        ValueError: If `pairing` is unknown.
+    """
+    if pairing not in ("halves", "interleaved"):
         raise ValueError(
-            f"{user}: pairing must be 'halves' or 'interleaved', but is {layer.pairing!r}. Most "
-            "published checkpoints use 'halves'."
+            f"{user}: pairing must be 'halves' or 'interleaved', but is {pairing!r}. Most published "
+            "checkpoints with rotary embeddings use 'halves'."
         )
 
 
@@ -49,7 +58,7 @@ def rotate(
     positions = required(side_inputs, layer.positions_input_name, user)
     names, data = names_and_data(value, user)
     axis_indices(names, (layer.embedding_axis,), user)
-    _check_positions(layer, positions, value)
+    check_positions(user, layer.positions_input_name, layer.embedding_axis, positions, value)
     moved = move_to_end(names, data, (layer.embedding_axis,))
     names, data = tuple(moved.named_axes), moved.data_array
     size = data.shape[-1] if subset is None else min(subset, data.shape[-1])
@@ -68,18 +77,26 @@ def rotate(
     return with_names(names, turned)
 
 
-def _check_positions(layer: Any, positions: Any, value: NamedArrayBase) -> None:
-    user, name = type(layer).__name__, layer.positions_input_name
+def check_positions(
+    user: str, name: str, embedding_axis: str, positions: Any, value: NamedArrayBase
+) -> None:
+    """Checks that positions, the side input `name`, can be spread over `value`.
+
+    Raises:
+        TypeError: If they are no named array.
+        ValueError: If they have the embedding axis, positional axes, an axis that the input lacks, or
+            one of another size.
+    """
     if not is_namedarray(positions):
         raise TypeError(
             f"{user}: the side input {name!r} must be a named array, but is a "
             f'{type(positions).__name__}. Name its axes: `wrap(positions, "seq")`.'
         )
     shapes = f"positions.named_shape={positions.named_shape}, input {value.named_shape}"
-    if layer.embedding_axis in positions.named_shape:
+    if embedding_axis in positions.named_shape:
         raise ValueError(
             f"{user}: the positions ({name!r}) must not have the embedding axis "
-            f"{layer.embedding_axis!r}: {shapes}. Rename that axis of the positions."
+            f"{embedding_axis!r}: {shapes}. Rename that axis of the positions."
         )
     if positions.positional_shape:
         raise ValueError(

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
-from pz_core.variables import LabeledVariable, LabeledVariableValue
 from pz_named import named_axes as nx
 from pz_named import shapecheck as chk
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn import _einsum
 from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
 from pz_nn._contraction import contract_data
+from pz_nn._linear_axes import label_prefix, primed_output_names
 from pz_nn.grouping import Sequential
 from pz_nn.initializers import (
     LinearOperatorWeightInitializer,
@@ -274,7 +274,7 @@ class Linear(Layer):
         )
 
     def _raise_misfit(self, value: Any, weight_sizes: Mapping[Any, int]) -> None:
-        prefix = f"{_label_of(self.weights)}Error while checking the input of a Linear layer:\n"
+        prefix = f"{label_prefix(self.weights)}Error while checking the input of a Linear layer:\n"
         required = {n: size for n, size in weight_sizes.items() if n not in self.out_axis_names}
         pattern = chk.ArraySpec(
             named_shape={**chk.var("batch"), **required},
@@ -349,8 +349,13 @@ class Linear(Layer):
         """
         parallel = parallel_axes or {}
         broadcast = parallel_broadcast_axes or {}
-        primed = _primed_output_names(
-            name, input_axes, output_axes, parallel, broadcast, rename_outputs_if_necessary
+        primed = primed_output_names(
+            f"Linear.from_config({name!r})",
+            input_axes,
+            output_axes,
+            parallel,
+            broadcast,
+            may_rename=rename_outputs_if_necessary,
         )
         weight_output_axes = {primed.get(n, n): size for n, size in output_axes.items()}
         weights = make_parameter(
@@ -369,45 +374,6 @@ class Linear(Layer):
         return LinearInPlace([linear, RenameAxes(tuple(primed.values()), tuple(primed))])
 
 
-def _primed_output_names(
-    name: str,
-    input_axes: AxisSizes,
-    output_axes: AxisSizes,
-    parallel_axes: AxisSizes,
-    broadcast_axes: AxisSizes,
-    may_rename: bool,
-) -> dict[str, str]:
-    """Names under which the weights hold output axes that are input axes too."""
-    primed = {n: f"{n}_out" for n in output_axes if n in input_axes}
-    groups = (
-        f"input_axes={input_axes}, output_axes={output_axes}, parallel_axes={parallel_axes}, "
-        f"parallel_broadcast_axes={broadcast_axes}"
-    )
-    if primed and not may_rename:
-        raise ValueError(
-            f"Linear.from_config({name!r}): with rename_outputs_if_necessary=False no axis may be both "
-            f"input and output axis, but {list(primed)} are: {groups}. Rename the output axes, or allow "
-            "the renaming."
-        )
-    others = (input_axes, parallel_axes, broadcast_axes, output_axes)
-    taken = [new for new in primed.values() if any(new in group for group in others)]
-    if taken:
-        raise ValueError(
-            f"Linear.from_config({name!r}): the weights hold an output axis that is also an input axis "
-            f"under its name with `_out`, so {taken} must be free: {groups}. Give the output axes "
-            "other names and put a RenameAxes after the layer."
-        )
-    held = [*input_axes, *(primed.get(n, n) for n in output_axes), *parallel_axes, *broadcast_axes]
-    repeated = sorted({n for n in held if held.count(n) > 1})
-    if repeated:
-        raise ValueError(
-            f"Linear.from_config({name!r}): parallel and broadcast axes must differ from each other and "
-            f"from input and output axes, but {repeated} stand in several groups: {groups}. Leave each "
-            "axis in the one group that says what it does."
-        )
-    return primed
-
-
 def _fits_linear(
     value: Any, weight_sizes: Mapping[Any, int], out_axis_names: tuple[str, ...]
 ) -> bool:
@@ -422,15 +388,6 @@ def _fits_linear(
         elif sizes.get(name) != size:
             return False
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
-
-
-def _label_of(parameter: Any) -> str:
-    """`(layer name) ` from a parameter's label, or nothing."""
-    if isinstance(parameter, LabeledVariable | LabeledVariableValue):
-        label = parameter.label
-        if isinstance(label, str) and label.endswith(".weights"):
-            return f"({label.removesuffix('.weights')}) "
-    return ""
 
 
 @pytree_dataclass
