@@ -147,3 +147,23 @@ def test_inline_groups_calls_filters_on_groups_only_and_keeps_variables():
     assert inlined.sublayers[1] == Role([Identity()])
     assert all(is_sequential_or_named(group) for group in seen)
     assert isinstance(tree.sublayers[0], NamedGroup)  # the input is not changed
+
+
+def test_colours_and_role_notes():
+    grey = ("#cdcdcd", "color-mix(in oklab, #cdcdcd 25%, white)")
+    assert Sequential([]).treescope_color() == Identity().treescope_color() == grey
+    assert CheckStructure(1).treescope_color() == "#cdcdcd"
+    assert CheckedSequential(1, 1, []).treescope_color() == "#cdcdcd"
+    border, fill = Role([]).treescope_color()
+    assert border.startswith("oklch")
+    assert border in fill
+    assert NamedGroup("a", []).treescope_color() == NamedGroup("a", [1]).treescope_color()
+    assert NamedGroup("a", []).treescope_color() != NamedGroup("b", []).treescope_color()
+
+    @pytree_dataclass(has_implicitly_inherited_fields=True)
+    class CheckedRole(CheckedSequential):
+        pass
+
+    assert CheckedRole(1, 1, []).treescope_color()[1] == "#cdcdcd"
+    notes = [layer.role_note() for layer in (Sequential([]), Role([]), CheckedRole(1, 1, []))]
+    assert notes == [None, "Sequential", "CheckedSequential"]

@@ -1,3 +1,5 @@
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -483,3 +485,15 @@ def test_side_inputs_may_have_any_name(key):
     NamedEinsum((("f",),), ())((x,), **dict.fromkeys(names, 1))
     ConstantRescale(2.0)(x, **dict.fromkeys(names, 1))
     Elementwise(jnp.sin)(x, **dict.fromkeys(names, 1))
+
+
+def test_colours(key):
+    layer = Affine.from_config("A", None, {"f": 3}, {"f": 3})
+    linear, _, bias = layer.sublayers
+    assert linear.treescope_color() == layer.treescope_color()[0] == "#eba875"
+    assert bias.treescope_color() == "#65cfbc"
+    assert LinearInPlace([]).treescope_color() == layer.treescope_color()
+    assert Elementwise(jnp.sin).treescope_color() == Elementwise(jnp.sin).treescope_color()
+    assert Elementwise(jnp.sin).treescope_color() != Elementwise(jnp.cos).treescope_color()
+    partial = functools.partial(jax.nn.gelu, approximate=True)
+    assert Elementwise(partial).treescope_color() == Elementwise(jax.nn.gelu).treescope_color()

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pz_core.colors import color_from_string
 from pz_core.struct import pytree_dataclass
 from pz_named.named_axes import NamedArray, NamedArrayBase, is_namedarray, nmap, wrap
 from pz_nn._axes import as_names, axis_indices, move_to_end, names_and_data
@@ -92,6 +93,12 @@ class Elementwise(Layer):
             prefix = value.with_positional_prefix()
             return NamedArray(prefix.named_axes, self.fn(prefix.data_array))
         return nmap(self.fn)(value)
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of the function's name, the same in every process."""
+        fn = self.fn.func if isinstance(self.fn, functools.partial) else self.fn
+        name = getattr(fn, "__qualname__", type(fn).__qualname__)
+        return color_from_string(f"{getattr(fn, '__module__', '')}.{name}")
 
 
 def _is_known_elementwise(fn: Any) -> bool:

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 import jax
 
+from pz_core.colors import color_from_string
 from pz_core.struct import pytree_dataclass
 from pz_core.tree_util import tree_flatten_exactly_one_level
 from pz_named.shapecheck import check_structure
+from pz_nn._display import GREY, class_color, tinted
 from pz_nn.layer import Layer
 
 __all__ = [
@@ -59,6 +61,14 @@ class Sequential(Layer):
         """Runs the sublayers."""
         return _run_in_order(self.sublayers, argument, side_inputs)
 
+    def treescope_color(self) -> str | tuple[str, str]:
+        """Grey, or the colour of the subclass."""
+        return tinted(GREY if type(self) is Sequential else class_color(self))
+
+    def role_note(self) -> str | None:
+        """What a subclass with a role of its own is underneath."""
+        return None if type(self) is Sequential else "Sequential"
+
 
 @typing.final
 @pytree_dataclass
@@ -77,6 +87,10 @@ class NamedGroup(Layer):
         """Runs the sublayers."""
         with jax.named_scope(self.name):
             return _run_in_order(self.sublayers, argument, side_inputs)
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of the name."""
+        return tinted(color_from_string(self.name))
 
 
 @pytree_dataclass
@@ -117,6 +131,14 @@ class CheckedSequential(Layer):
         )
         return output
 
+    def treescope_color(self) -> str | tuple[str, str]:
+        """Grey, or the colour of the subclass with a grey inside."""
+        return GREY if type(self) is CheckedSequential else (class_color(self), GREY)
+
+    def role_note(self) -> str | None:
+        """What a subclass with a role of its own is underneath."""
+        return None if type(self) is CheckedSequential else "CheckedSequential"
+
 
 @pytree_dataclass
 class Identity(Layer):
@@ -126,6 +148,10 @@ class Identity(Layer):
     def __call__(self, argument: Any, /, **side_inputs: Any) -> Any:
         """Returns the input."""
         return argument
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """Grey."""
+        return tinted(GREY)
 
 
 @typing.final
@@ -147,6 +173,10 @@ class CheckStructure(Layer):
         """
         check_structure(argument, self.expected, error_prefix="Error in CheckStructure:\n")
         return argument
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """Grey."""
+        return GREY
 
 
 def is_sequential_or_named(tree: Any) -> bool:

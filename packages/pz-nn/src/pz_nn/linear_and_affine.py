@@ -28,6 +28,7 @@ from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn import _einsum
 from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
 from pz_nn._contraction import contract_data
+from pz_nn._display import BIAS, LINEAR, tinted
 from pz_nn._linear_axes import label_prefix, primed_output_names
 from pz_nn.grouping import Sequential
 from pz_nn.initializers import (
@@ -294,6 +295,10 @@ class Linear(Layer):
             raise ValueError(message)
         raise chk.StructureMismatchError(message)
 
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of linear layers."""
+        return LINEAR
+
     @property
     def input_axes(self) -> dict[Hashable, int]:
         """Axes that are summed over, with sizes, in the order of the weights."""
@@ -401,6 +406,10 @@ class LinearInPlace(Sequential):
 
     sublayers: list[Any]
 
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of linear layers."""
+        return tinted(LINEAR)
+
 
 @pytree_dataclass
 class AddBias(Layer):
@@ -440,6 +449,10 @@ class AddBias(Layer):
                     "new_axis_names if the bias is to add it."
                 )
         return value + bias
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of biases."""
+        return BIAS
 
     @classmethod
     def from_config(
@@ -487,6 +500,10 @@ class Affine(Sequential):
     """
 
     sublayers: list[Any]
+
+    def treescope_color(self) -> str | tuple[str, str]:
+        """The colour of linear layers."""
+        return tinted(LINEAR)
 
     @classmethod
     def from_config(
