@@ -15,6 +15,12 @@ from pz_core.struct import is_pytree_dataclass_type as is_pytree_dataclass_type
 from pz_core.struct import is_pytree_node_field as is_pytree_node_field
 from pz_core.struct import pytree_dataclass as pytree_dataclass
 from pz_core.tree_util import pretty_keystr as pretty_keystr
+from pz_core.variable_transforms import variable_cond as variable_cond
+from pz_core.variable_transforms import variable_grad as variable_grad
+from pz_core.variable_transforms import variable_remat as variable_remat
+from pz_core.variable_transforms import variable_scan as variable_scan
+from pz_core.variable_transforms import variable_value_and_grad as variable_value_and_grad
+from pz_core.variable_transforms import variable_vmap as variable_vmap
 from pz_core.variables import AbstractVariable as AbstractVariable
 from pz_core.variables import AbstractVariableSlot as AbstractVariableSlot
 from pz_core.variables import AbstractVariableValue as AbstractVariableValue
@@ -83,5 +89,11 @@ __all__ = [
     "unbind_params",
     "unbind_state_vars",
     "unbind_variables",
+    "variable_cond",
+    "variable_grad",
     "variable_jit",
+    "variable_remat",
+    "variable_scan",
+    "variable_value_and_grad",
+    "variable_vmap",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 from collections import Counter
@@ -12,7 +13,17 @@ import jax
 
 from pz_core._places import KeyPaths, Place, visit
 
-__all__ = ["near_keypaths", "near_labels", "near_types", "path_text", "searched_text"]
+__all__ = [
+    "Step",
+    "chain_text",
+    "count_text",
+    "near_keypaths",
+    "near_labels",
+    "near_types",
+    "path_text",
+    "searched_text",
+    "where",
+]
 
 _MAX_VISITED = 20_000
 _MAX_SHOWN = 3
@@ -79,3 +90,51 @@ def searched_text(searched: Sequence[Place]) -> str:
     counts = Counter(type(place[2]).__qualname__ for place in searched)
     types = ", ".join(f"{count} {name}" for name, count in counts.most_common(3))
     return f"{types}, the first at {path_text(KeyPaths().of(searched[0]))}"
+
+
+def where(place: Place) -> str:
+    """Returns the key path of a place as text."""
+    return path_text(KeyPaths().of(place))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """How a selection came about.
+
+    Attributes:
+      call: The method and its arguments.
+      root: Place of the root of the tree.
+      searched: The places that the method was called on.
+      previous: How that selection came about; None for `select(tree)`.
+      near: Says what in the searched places looks like what was asked for.
+    """
+
+    call: str
+    root: Place
+    searched: Sequence[Place]
+    previous: Step | None
+    near: Callable[[Sequence[Place]], str] | None = None
+
+
+def chain_text(root: Place, step: Step | None) -> str:
+    """Returns the calls that led to a selection."""
+    calls = []
+    while step is not None:
+        calls.append(f".{step.call}")
+        root, step = step.root, step.previous
+    return f"select({type(root[2]).__qualname__}){''.join(reversed(calls))}"
+
+
+def count_text(root: Place, step: Step | None, places: Sequence[Place], wanted: str) -> str:
+    """Returns the message of an error about the number of selected nodes."""
+    count = len(places)
+    text = f"{chain_text(root, step)} must select {wanted}, it selects {count}."
+    if count:
+        shown = ", ".join(map(where, places[:_MAX_SHOWN]))
+        return f"{text} They are at {shown}{', ...' if count > _MAX_SHOWN else ''}."
+    while step is not None and not step.searched and step.previous is not None:
+        step = step.previous  # back to the first step that found nothing
+    if step is None:
+        return text
+    text += f" Searched by {step.call}: {searched_text(step.searched)}."
+    return f"{text} Nearest there: {step.near(step.searched)}." if step.near else text

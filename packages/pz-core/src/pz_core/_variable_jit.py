@@ -18,8 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pz_core._text import describe_type
-from pz_core._variable_lifting import check_same_identity, check_without_variables, function_name
-from pz_core._variable_scope import check_scope, current_scope, trace_scope
+from pz_core._variable_lifting import (
+    UNCHANGED,
+    Unchanged,
+    changed_only,
+    check_without_variables,
+    function_name,
+    run_on_temporaries,
+)
+from pz_core._variable_scope import check_scope, current_scope
 from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue
 from pz_core.labeled_variables import LabeledVariable, as_arrays
 from pz_core.variable_binding import unbind_variables
@@ -59,8 +66,6 @@ def _take_apart(variable: AbstractVariable) -> tuple[Any, list[Any]]:
     if _plain_value_type(type(variable)) is not None:
         plain = cast(LabeledVariable[Any], variable)
         value = plain._value
-        if isinstance(value, jax.Array):
-            return (type(plain), plain.label, plain.metadata), [value]
         leaves, treedef = jax.tree_util.tree_flatten(as_arrays(plain.label, value))
         return (type(plain), plain.label, plain.metadata, treedef), leaves
     leaves, treedef = jax.tree_util.tree_flatten(variable.freeze())
@@ -262,11 +267,20 @@ class _VariableJit:
         if current_scope() is not None:
             for variable in variables:
                 check_scope(variable, getattr(variable, "_scope", current_scope()))
-        signatures, all_leaves = [], []
+        signatures: list[Any] = []
+        all_leaves: list[Any] = []
+        plain_types = {t for t in set(map(type, variables)) if _plain_value_type(t) is not None}
         for variable in variables:
-            signature, leaves = _take_apart(variable)
-            signatures.append(signature)
-            all_leaves += leaves
+            # Most variables hold one array; this is the loop that a call spends its time in.
+            kind = type(variable)
+            slots = variable.__dict__
+            if kind in plain_types and isinstance(slots["_value"], jax.Array):
+                signatures.append((kind, slots["label"], slots["metadata"]))
+                all_leaves.append(slots["_value"])
+            else:
+                signature, leaves = _take_apart(variable)
+                signatures.append(signature)
+                all_leaves += leaves
         return signatures, all_leaves
 
     def _layout(self, key: Any, signatures: list[Any]) -> _Layout | None:
@@ -293,7 +307,7 @@ class _VariableJit:
 
     def _run(
         self, layout: _Layout, kept: list[Any], donated: list[Any], variable_leaves: list[Any]
-    ) -> tuple[Any, dict[int, Any]]:
+    ) -> tuple[Any, list[Any]]:
         """The pure function that is traced: result, and new values of the variables it changed."""
         rest = iter(variable_leaves)
         values = []
@@ -302,34 +316,37 @@ class _VariableJit:
             values.append(_put_together(signature, [next(rest) for _ in range(count)]))
         kept_iter, donated_iter = iter(kept), iter(donated)
         arrays = [next(donated_iter if d else kept_iter) for d in layout.donated]
-        with trace_scope("variable_jit", self.name):
-            temporaries = [value.unfreeze_as_copy() for value in values]
-            leaves = arrays
+
+        def body(temporaries: Sequence[AbstractVariable]) -> Any:
+            leaves: list[Any] = arrays
             if layout.places:
-                arrays_iter = iter(arrays)
+                rest_of_arrays = iter(arrays)
                 leaves = [
-                    temporaries[place] if place >= 0 else next(arrays_iter)
+                    temporaries[place] if place >= 0 else next(rest_of_arrays)
                     for place in layout.places
                 ]
             args, kwargs = layout.treedef.unflatten(leaves)
             args = tuple(layout.static_args.get(n, arg) for n, arg in enumerate(args))
-            result = self.fun(*args, **kwargs, **layout.static_kwargs)
-            after = [temporary.freeze() for temporary in temporaries]
-        check_without_variables("variable_jit", self.name, result)
-        check_same_identity("variable_jit", self.name, values, after)
-        updates = {
-            i: cast(Any, new).value if isinstance(layout.signatures[i], tuple) else new
-            for i, (old, new) in enumerate(zip(values, after, strict=True))
-            if self.donate_variables or _is_changed(old, new)
-        }
-        return result, updates
+            return self.fun(*args, **kwargs, **layout.static_kwargs)
 
-    def write_back(self, call: _Call, updates: dict[int, Any]) -> None:
+        result, after = run_on_temporaries("variable_jit", self.name, values, body)
+        check_without_variables("variable_jit", self.name, result)
+        # Donated arrays are gone after the call, so then every variable needs its new one.
+        updates = after if self.donate_variables else changed_only(values, after)
+        bare = [
+            new.value if isinstance(signature, tuple) and new is not UNCHANGED else new
+            for signature, new in zip(layout.signatures, updates, strict=True)
+        ]
+        return result, bare
+
+    def write_back(self, call: _Call, updates: list[Any]) -> None:
         """Stores what the function left in its variables."""
-        for i, value in updates.items():
-            variable = call.variables[i]
-            if isinstance(call.layout.signatures[i], tuple):
-                cast(LabeledVariable[Any], variable)._value = value
+        signatures = call.layout.signatures
+        for variable, signature, value in zip(call.variables, signatures, updates, strict=True):
+            if type(value) is Unchanged:
+                continue
+            if type(signature) is tuple:
+                variable._value = value  # type: ignore[attr-defined]
             else:
                 variable.update(value)
 
@@ -360,14 +377,6 @@ class _VariableJit:
                         f"{describe_type(leaf)}, which is no array, number or variable. Make it a "
                         f"static argument, or keep it in a static field."
                     ) from exc
-
-
-def _is_changed(old: AbstractVariableValue, new: AbstractVariableValue) -> bool:
-    old_leaves, old_treedef = jax.tree_util.tree_flatten(old)
-    new_leaves, new_treedef = jax.tree_util.tree_flatten(new)
-    return bool(old_treedef != new_treedef) or any(  # type: ignore[operator]
-        a is not b for a, b in zip(old_leaves, new_leaves, strict=True)
-    )
 
 
 class _Stage:

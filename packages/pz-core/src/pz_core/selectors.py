@@ -23,13 +23,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import itertools
 import operator
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import jax
 import numpy as np
@@ -38,7 +37,15 @@ from pz_core import _accessor, _nodes, _places, _selection_text
 from pz_core._path_pattern import PathPattern
 from pz_core._path_pattern import PathPatternError as PathPatternError
 from pz_core._places import KeyPaths, Place
-from pz_core._selection_text import path_text
+from pz_core._selection_edits import check_in_sequences, inserted, inserted_places
+from pz_core._selection_places import (
+    Nested,
+    check_same_tree,
+    comparable,
+    find_keypaths,
+    without_nested,
+)
+from pz_core._selection_text import Step, path_text, where
 from pz_core._text import describe_type, one_line
 from pz_core.abstract_variables import (
     AbstractVariable,
@@ -64,7 +71,6 @@ __all__ = [
 T = TypeVar("T")
 
 KeyPath: TypeAlias = tuple[Any, ...]
-Nested: TypeAlias = Literal["error", "outermost", "innermost"]
 
 
 class SelectionCountError(ValueError):
@@ -120,21 +126,6 @@ class SelectionQuote(Struct):
     quoted: SelectionHole | SelectionQuote = dataclasses.field(metadata={"pytree_node": False})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """How a selection came about, for error messages.
-
-    Attributes:
-      call: The method and its arguments.
-      previous: The selection that it was called on.
-      near: Says what in the searched places looks like what was asked for.
-    """
-
-    call: str
-    previous: Selection[Any]
-    near: Callable[[Sequence[Place]], str] | None = None
-
-
 def select(tree: T) -> Selection[T]:
     """Selects a whole tree; refine the selection with its methods.
 
@@ -148,7 +139,7 @@ def select(tree: T) -> Selection[T]:
     return _lazy_selection(root, (root,), None)
 
 
-def _lazy_selection(root: Place, places: Sequence[Place], step: _Step | None) -> Selection[Any]:
+def _lazy_selection(root: Place, places: Sequence[Place], step: Step | None) -> Selection[Any]:
     selection: Selection[Any] = object.__new__(Selection)
     selection.__dict__.update(_root=root, _places=tuple(places), _step=step)
     return selection
@@ -184,7 +175,7 @@ class Selection(Struct, Generic[T]):
         elif name in ("_root", "_places") and "remainder" in slots:
             slots["_root"], slots["_places"] = _filled(self.selected_by_path, self.remainder)
         elif name == "_step":
-            slots["_step"] = None
+            return None
         else:
             raise AttributeError(
                 f"'Selection' object has no attribute {name!r}", name=name, obj=self
@@ -205,7 +196,10 @@ class Selection(Struct, Generic[T]):
         call: str,
         near: Callable[[Sequence[Place]], str] | None = None,
     ) -> Selection[Any]:
-        return _lazy_selection(self._root, places, _Step(call, self, near))
+        return _lazy_selection(self._root, places, self._next_step(call, near))
+
+    def _next_step(self, call: str, near: Callable[[Sequence[Place]], str] | None = None) -> Step:
+        return Step(call, self._root, self._places, self._step, near)
 
     def _find(
         self,
@@ -250,6 +244,9 @@ class Selection(Struct, Generic[T]):
         """Returns the selected nodes by key path, in a dictionary of the caller's own."""
         return OrderedDict(self.selected_by_path)
 
+    def _count_text(self, wanted: str) -> str:
+        return _selection_text.count_text(self._root, self._step, self._places, wanted)
+
     def required(self) -> Selection[T]:
         """Returns the selection itself, which must not be empty.
 
@@ -258,7 +255,7 @@ class Selection(Struct, Generic[T]):
             and what would have matched nearly.
         """
         if not len(self):
-            raise SelectionCountError(_count_text(self, "at least one node"))
+            raise SelectionCountError(self._count_text("at least one node"))
         return self
 
     def exactly(self, count: int) -> Selection[T]:
@@ -272,14 +269,14 @@ class Selection(Struct, Generic[T]):
         """
         if len(self) != count:
             raise SelectionCountError(
-                _count_text(self, "exactly one node" if count == 1 else f"exactly {count} nodes")
+                self._count_text("exactly one node" if count == 1 else f"exactly {count} nodes")
             )
         return self
 
     def assert_count_is(self, count: int) -> Selection[T]:
         """As `exactly`, but raises an `AssertionError`."""
         if len(self) != count:
-            raise AssertionError(_count_text(self, f"exactly {count} node(s)"))
+            raise AssertionError(self._count_text(f"exactly {count} node(s)"))
         return self
 
     def deselect(self) -> Any:
@@ -421,7 +418,7 @@ class Selection(Struct, Generic[T]):
         edits = []
         for start in self._places:
             paths = KeyPaths(start)
-            for place in _at_keypaths(start, replacements_by_path):
+            for place in find_keypaths(start, replacements_by_path):
                 edits.append((place, replacements_by_path[paths.of(place)]))
         return _places.edited(self._root, edits)
 
@@ -441,7 +438,9 @@ class Selection(Struct, Generic[T]):
           ValueError: If a selected node is no item of a list or tuple.
           TypeError: If `fn` returns no iterable.
         """
-        self._check_in_sequences("apply_and_inline", "Select items of lists or tuples only.")
+        check_in_sequences(
+            "apply_and_inline", self._places, "Select items of lists or tuples only."
+        )
         values = self.get_sequence()
         if with_keypath:
             new = [fn(path, x) for path, x in zip(self.get_keypaths(), values, strict=True)]
@@ -450,19 +449,11 @@ class Selection(Struct, Generic[T]):
         edits = [(p, _nodes.Splice(x)) for p, x in zip(self._places, new, strict=True)]
         return _places.edited(self._root, edits)
 
-    def _check_in_sequences(self, method: str, repair: str) -> None:
-        for place in self._places:
-            if not _is_in_sequence(place):
-                where = path_text(KeyPaths().of(place))
-                parent = describe_type(place[0][2]) if place[0] else "nothing, it is the root"
-                raise ValueError(
-                    f"{method}: every selected node must be an item of a list or tuple, but the "
-                    f"parent of {where} is {parent}. {repair}"
-                )
-
     def remove_from_parent(self) -> Any:
         """Removes each selected node from the list or tuple it is in; returns the tree."""
-        self._check_in_sequences("remove_from_parent", "Select items of lists or tuples only.")
+        check_in_sequences(
+            "remove_from_parent", self._places, "Select items of lists or tuples only."
+        )
         return _places.edited(self._root, [(place, _nodes.Splice()) for place in self._places])
 
     def insert_before(
@@ -487,7 +478,7 @@ class Selection(Struct, Generic[T]):
         Raises:
           ValueError: If a node is no item of a list or tuple and `group` is not given.
         """
-        return _inserted(self, "insert_before", value, and_select, group, offset=0)
+        return self._insert("insert_before", value, and_select, group, offset=0)
 
     def insert_after(
         self,
@@ -497,7 +488,24 @@ class Selection(Struct, Generic[T]):
         group: Callable[[list[Any]], Any] | None = None,
     ) -> Any:
         """Inserts an object after each selected node; see `insert_before`."""
-        return _inserted(self, "insert_after", value, and_select, group, offset=1)
+        return self._insert("insert_after", value, and_select, group, offset=1)
+
+    def _insert(
+        self,
+        method: str,
+        value: Any,
+        and_select: bool,
+        group: Callable[[list[Any]], Any] | None,
+        offset: int,
+    ) -> Any:
+        if group is None:
+            repair = "Pass group=..., a function of a list of nodes that makes one node of them."
+            check_in_sequences(method, self._places, repair)
+        tree, groups = inserted(self._root, self._places, value, group, offset)
+        if not and_select:
+            return tree
+        places = inserted_places(tree, self._places, groups, value, offset)
+        return _lazy_selection(_places.root_place(tree), places, self._next_step(f"{method}(...)"))
 
     # Refinement.
 
@@ -523,7 +531,7 @@ class Selection(Struct, Generic[T]):
                 places, many = _accessor.accessed_places(start, accessor_fn, multiple)
             except _accessor.AccessError as error:
                 raise ValueError(
-                    f"at({_call_text(accessor_fn)}), at {path_text(KeyPaths().of(start))}: {error}. "
+                    f"at({_call_text(accessor_fn)}), at {where(start)}: {error}. "
                     f"Return a node of the argument, such as `lambda x: x.field[0]`"
                     + ("." if multiple else "; for several nodes pass multiple=True.")
                 ) from error
@@ -535,7 +543,7 @@ class Selection(Struct, Generic[T]):
                 UserWarning,
                 stacklevel=2,
             )
-        found = _without_nested("at", found, "error")
+        found = without_nested("at", found, "error")
         return self._refined(found, f"at({_call_text(accessor_fn)})")
 
     def at_pytree_leaves(self) -> Selection[Any]:
@@ -573,7 +581,7 @@ class Selection(Struct, Generic[T]):
             try:
                 return bool(filter_fn(*arguments))
             except Exception as exc:
-                exc.add_note(f"raised by the predicate of `where` at {_where(place)}")
+                exc.add_note(f"raised by the predicate of `where` at {where(place)}")
                 raise
 
         kept = [place for place in self._places if keep(place)]
@@ -616,13 +624,13 @@ class Selection(Struct, Generic[T]):
                         else filter_fn(place[2])
                     )
                 except Exception as exc:
-                    exc.add_note(f"raised by the predicate of a selection at {_where(place)}")
+                    exc.add_note(f"raised by the predicate of a selection at {where(place)}")
                     raise
                 if result is True or result is False:
                     return result
                 raise SelectionPredicateError(
                     f"at_subtrees_where({_call_text(filter_fn)}): the predicate must return True "
-                    f"or False, at {_where(place)} it returned {one_line(result)} (a "
+                    f"or False, at {where(place)} it returned {one_line(result)} (a "
                     f"{describe_type(result)}). Wrap its result in `bool(...)`."
                 )
 
@@ -695,7 +703,7 @@ class Selection(Struct, Generic[T]):
         wanted = [tuple(path) for path in keypaths]
         near = _selection_text.near_keypaths(path_text(wanted[0])) if wanted else None
         return self._find(
-            lambda start: _at_keypaths(start, wanted), f"at_keypaths({len(wanted)} paths)", near
+            lambda start: find_keypaths(start, wanted), f"at_keypaths({len(wanted)} paths)", near
         )
 
     def at_path_pattern(self, pattern: str) -> Selection[Any]:
@@ -769,7 +777,7 @@ class Selection(Struct, Generic[T]):
           ValueError: If parents lie inside each other and `nested` is "error".
         """
         parents = [place[0] for place in self._places if place[0] is not None]
-        return self._refined(_without_nested("at_parents", parents, nested), "at_parents()")
+        return self._refined(without_nested("at_parents", parents, nested), "at_parents()")
 
     def at_ancestors_where(
         self, filter_fn: Callable[[Any], Any], *, nested: Nested = "error"
@@ -791,7 +799,7 @@ class Selection(Struct, Generic[T]):
             found += [next((p for p in _places.ancestors(place) if filter_fn(p[2])), None)]
         present = [place for place in found if place is not None]
         return self._refined(
-            _without_nested("at_ancestors_where", present, nested),
+            without_nested("at_ancestors_where", present, nested),
             f"at_ancestors_where({_call_text(filter_fn)})",
         )
 
@@ -819,7 +827,7 @@ class Selection(Struct, Generic[T]):
         if wrong:
             raise IndexError(
                 f"pick_nth_selected: number {wrong[0]} is out of range, since {count} nodes are "
-                f"selected by {_chain_text(self)}. Numbers go from {-count} to {count - 1}; use a "
+                f"selected by {_selection_text.chain_text(self._root, self._step)}. Numbers go from {-count} to {count - 1}; use a "
                 f"slice to take as many as there are."
             )
         places = [self._places[i] for i in sorted({i % count for i in numbers})] if count else []
@@ -854,7 +862,7 @@ class Selection(Struct, Generic[T]):
             if not isinstance(place[2], Selection):
                 raise ValueError(
                     f"flatten_selected_selections, refine: every selected node must be a "
-                    f"Selection, at {_where(place)} there is a {describe_type(place[2])}. Return "
+                    f"Selection, at {where(place)} there is a {describe_type(place[2])}. Return "
                     f"a selection, such as `select(node)`, from the function given to `refine`."
                 )
         edits = [(place, place[2].deselect()) for place in self._places]
@@ -865,7 +873,7 @@ class Selection(Struct, Generic[T]):
             for base, place in zip(bases, self._places, strict=True)
             for inside in _places.grafted(base, place[2]._places)
         ]
-        return _lazy_selection(root, found, _Step("refine(...)", self))
+        return _lazy_selection(root, found, self._next_step("refine(...)"))
 
     def partition(self, at_leaves: bool = False) -> tuple[Any, Any]:
         """Splits the tree into the selected parts and the rest.
@@ -885,23 +893,32 @@ class Selection(Struct, Generic[T]):
 
     # Set algebra.
 
+    def _compared(self, symbol: str, other: Any) -> tuple[dict[Any, Place], dict[Any, Place]]:
+        if not isinstance(other, Selection):
+            raise TypeError(
+                f"selection {symbol} other: both must be selections, got a {describe_type(other)}. "
+                f"Select first: `select(tree)`."
+            )
+        check_same_tree(symbol, self._root[2], other._root[2])
+        return comparable(symbol, self._places, other._places)
+
     def __or__(self, other: Selection[Any]) -> Selection[Any]:
         """Selects what either selection of one tree selects."""
-        ours, theirs = _by_index_path(self, other, "|")
+        ours, theirs = self._compared("|", other)
         both = {**ours, **theirs}
-        return self._refined([both[path] for path in sorted(both)], "__or__(...)")
+        return self._refined([both[path] for path in sorted(both)], "union(...)")
 
     def __and__(self, other: Selection[Any]) -> Selection[Any]:
         """Selects what both selections of one tree select."""
-        ours, theirs = _by_index_path(self, other, "&")
+        ours, theirs = self._compared("&", other)
         kept = [place for path, place in ours.items() if path in theirs]
-        return self._refined(kept, "__and__(...)")
+        return self._refined(kept, "intersection(...)")
 
     def __sub__(self, other: Selection[Any]) -> Selection[Any]:
         """Selects what this selection, but not the other one of the same tree, selects."""
-        ours, theirs = _by_index_path(self, other, "-")
+        ours, theirs = self._compared("-", other)
         kept = [place for path, place in ours.items() if path not in theirs]
-        return self._refined(kept, "__sub__(...)")
+        return self._refined(kept, "difference(...)")
 
     # Display.
 
@@ -919,37 +936,6 @@ _VARIABLE_KINDS = (AbstractVariable, AbstractVariableValue, AbstractVariableSlot
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray) or hasattr(value, "named_shape")
-
-
-def _where(place: Place) -> str:
-    return path_text(KeyPaths().of(place))
-
-
-def _chain_text(selection: Selection[Any]) -> str:
-    calls = []
-    step = selection._step
-    while step is not None:
-        calls.append(f".{step.call}")
-        selection = step.previous
-        step = selection._step
-    return f"select({type(selection._root[2]).__qualname__}){''.join(reversed(calls))}"
-
-
-def _count_text(selection: Selection[Any], wanted: str) -> str:
-    count = len(selection)
-    text = f"{_chain_text(selection)} must select {wanted}, it selects {count}."
-    step = selection._step
-    if count:
-        paths = ", ".join(map(path_text, selection.get_keypaths()[:3]))
-        return f"{text} They are at {paths}{', ...' if count > 3 else ''}."
-    while step is not None and not step.previous._places:  # the step that found nothing first
-        step = step.previous._step
-    if step is not None:
-        searched = step.previous._places
-        text += f" Searched by {step.call}: {_selection_text.searched_text(searched)}."
-        if step.near is not None:
-            text += f" Nearest there: {step.near(searched)}."
-    return text
 
 
 def _by_path(places: Sequence[Place]) -> OrderedDict[KeyPath, Any]:
@@ -998,166 +984,3 @@ def _filled(
             )
     new_root = _places.root_place(_places.edited(root, edits))
     return new_root, tuple(_places.grafted(new_root, holes))
-
-
-def _at_keypaths(start: Place, keypaths: Iterable[KeyPath]) -> list[Place]:
-    """Returns the places at key paths from `start`; a path wins over its extensions."""
-    trie: dict[Any, Any] = {}
-    for path in keypaths:
-        level = trie
-        for key in path:
-            level = level.setdefault(key, {})
-        level[_END] = None
-    found = []
-    stack = [(start, trie)]
-    while stack:
-        place, level = stack.pop()
-        if _END in level:
-            found.append(place)
-            continue
-        children = _nodes.children_of(place[2])
-        if not children:
-            continue
-        keys = _nodes.keys_of(place[2])
-        stack += [
-            ((place, index, children[index]), level[keys[index]])
-            for index in reversed(range(len(children)))
-            if keys[index] in level
-        ]
-    return found
-
-
-_END = object()
-
-
-def _without_nested(method: str, places: Iterable[Place], nested: Nested) -> list[Place]:
-    """Returns distinct places in flatten order, none inside another."""
-    by_path = {_places.index_path(place): place for place in places}
-    kept: list[tuple[int, ...]] = []
-    for path in sorted(by_path):
-        # Sorted, an ancestor comes before what is inside it, with nothing else between.
-        is_inside = bool(kept) and path[: len(kept[-1])] == kept[-1]
-        if not is_inside or nested == "innermost":
-            while kept and nested == "innermost" and path[: len(kept[-1])] == kept[-1]:
-                kept.pop()
-            kept.append(path)
-        elif nested == "error":
-            raise ValueError(
-                f"{method}: {_where(by_path[path])} lies inside {_where(by_path[kept[-1]])}, and "
-                f"selected nodes must not lie inside each other. Select only one of the two"
-                + ("." if method == "at" else ', or pass nested="outermost" or nested="innermost".')
-            )
-    return [by_path[path] for path in kept]
-
-
-def _by_index_path(
-    a: Selection[Any], b: Selection[Any], symbol: str
-) -> tuple[dict[tuple[int, ...], Place], dict[tuple[int, ...], Place]]:
-    """Returns the places of two selections of one tree, comparable between them."""
-    if not isinstance(b, Selection):
-        raise TypeError(
-            f"selection {symbol} other: both must be selections, got a {describe_type(b)}. Select "
-            f"first: `select(tree)`."
-        )
-    if not _is_same_tree(a._root[2], b._root[2]):
-        raise ValueError(
-            f"selection {symbol} other: the two must be selections of the same tree, but their "
-            f"roots (a {describe_type(a._root[2])} and a {describe_type(b._root[2])}) are different "
-            f"objects. Start both from one `select(tree)`."
-        )
-    ours = {_places.index_path(place): place for place in a._places}
-    theirs = {_places.index_path(place): place for place in b._places}
-    merged = sorted({*ours, *theirs})
-    for before, after in itertools.pairwise(merged):
-        if after[: len(before)] == before:
-            places = {**ours, **theirs}
-            raise ValueError(
-                f"selection {symbol} other: {_where(places[after])} lies inside "
-                f"{_where(places[before])}; selected nodes must be the same or apart. Refine the "
-                f"outer selection first, for example with `at_instances_of`."
-            )
-    return ours, theirs
-
-
-def _is_same_tree(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    leaves_a, treedef_a = jax.tree_util.tree_flatten(a)
-    leaves_b, treedef_b = jax.tree_util.tree_flatten(b)
-    same_structure = bool(treedef_a == treedef_b)  # type: ignore[operator]
-    return same_structure and all(map(operator.is_, leaves_a, leaves_b))
-
-
-def _is_in_sequence(place: Place) -> bool:
-    return place[0] is not None and type(place[0][2]) in (list, tuple)
-
-
-def _inserted(
-    selection: Selection[Any],
-    method: str,
-    value: Any,
-    and_select: bool,
-    group: Callable[[list[Any]], Any] | None,
-    offset: int,
-) -> Any:
-    """Inserts a value at `offset` (0: before, 1: after) of each selected node."""
-    if group is None:
-        selection._check_in_sequences(
-            method, "Pass group=..., a function of a list of nodes that makes one node of them."
-        )
-    edits: list[tuple[Place, Any]] = []
-    grouped: dict[tuple[int, ...], tuple[int, ...]] = {}  # selected node -> value in its group
-    spliced: dict[tuple[int, ...], list[int]] = {}  # container -> indices of its selected items
-    for place in selection._places:
-        items = [place[2]]
-        items.insert(offset, value)
-        path = _places.index_path(place)
-        if _is_in_sequence(place):
-            edits.append((place, _nodes.Splice(items)))
-            spliced.setdefault(path[:-1], []).append(path[-1])
-        else:
-            assert group is not None, "checked above"
-            made = group(items)
-            edits.append((place, made))
-            if and_select:
-                grouped[path] = _index_path_of_item(made, value, place[2], offset, method)
-    root = _places.root_place(_places.edited(selection._root, edits))
-    if not and_select:
-        return root[2]
-    inserted = []
-    for place in selection._places:
-        path = _places.index_path(place)
-        new_path = [
-            index + sum(taken < index for taken in spliced.get(path[:depth], ()))
-            for depth, index in enumerate(path)
-        ]
-        if path in grouped:
-            new_path += grouped[path]
-        else:
-            new_path[-1] += offset
-        inserted.append(_place_at(root, new_path))
-    return _lazy_selection(root, inserted, _Step(f"{method}(...)", selection))
-
-
-def _index_path_of_item(
-    made: Any, value: Any, node: Any, offset: int, method: str
-) -> tuple[int, ...]:
-    """Returns where in the result of a grouping function the inserted value is."""
-    root = _places.root_place(made)
-    ends = _places.find_outermost(root, lambda p: p[2] is value or p[2] is node)
-    values = [place for place in ends if place[2] is value]
-    if not values:
-        raise ValueError(
-            f"{method}(and_select=True): the value given to `group` is not in what it returned, a "
-            f"{describe_type(made)}. Return a node that holds the given nodes themselves."
-        )
-    return _places.index_path(values[-1] if offset else values[0])
-
-
-def _place_at(root: Place, indices: Iterable[int]) -> Place:
-    place = root
-    for index in indices:
-        children = _nodes.children_of(place[2])
-        assert children is not None, "an index path leads through nodes"
-        place = (place, index, children[index])
-    return place
