@@ -137,7 +137,7 @@ def test_deep_structs_are_cut_with_a_note():
     assert "more than 24 levels deep, not drawn" in text
 
 
-def test_a_role_note_follows_the_parenthesis_when_open():
+def test_a_class_that_only_names_a_role_says_of_what():
     noted = Noted([1])
     assert expanded(noted).splitlines()[0] == "Noted( # Chain"
     assert collapsed(noted) == "Noted(sublayers=[1])"

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from treescope import dataclass_util, layout_algorithms, rendering_parts
 
-from pz_core.struct import Struct, is_pytree_node_field
+from pz_core.struct import Struct, is_pytree_dataclass_type, is_pytree_node_field
 from pz_viz import aliases, repeated_siblings
 from pz_viz._markup import css_color_or_none
 
@@ -89,14 +91,27 @@ def color_and_pattern(node: Any) -> tuple[str | None, str | None]:
     return colors[0], f"linear-gradient({colors[1]},{colors[1]})"
 
 
+@functools.lru_cache(maxsize=4096)
+def _class_with_a_role(cls: type) -> str | None:
+    """The name of the concrete class to which `cls` only gives a role; None for any other class.
+
+    `class TransformerBlock(Sequential)` adds a name and no field, so a reader wants to know that it
+    is a `Sequential`.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    kind = None
+    for base in cls.__mro__[1:]:
+        if not is_pytree_dataclass_type(base) or inspect.isabstract(base):
+            continue
+        if [field.name for field in dataclasses.fields(base)] == names:
+            kind = base.__name__
+    return kind
+
+
 def role_note(node: Any) -> Any | None:
-    """The grey note after the opening parenthesis, from the struct's own `role_note`."""
-    note = getattr(node, "role_note", None)
-    if callable(note):
-        note = note()
-    if not isinstance(note, str) or not note:
-        return None
-    return rendering_parts.comment_color(_text(f" # {note}"))
+    """The grey note after the opening parenthesis: of what class the node is a named role."""
+    kind = _class_with_a_role(type(node)) if isinstance(node, Struct) else None
+    return None if kind is None else rendering_parts.comment_color(_text(f" # {kind}"))
 
 
 def child_lines(

@@ -220,7 +220,7 @@ def _draw(
         else ""
     )
     body = (
-        f'{cut}<p class="pz-note">A cell is darker the higher the {shade}; hover or focus shows '
+        f'{cut}<p class="pz-note">A cell is coloured more strongly the higher the {shade}; hover or focus shows '
         f'the alternatives.</p><div class="pz-scroll"><table class="pz-lens pz-grid">'
         f'<caption>{escaped(title)}</caption><thead><tr class="pz-heads"><th>block</th>{heads}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"

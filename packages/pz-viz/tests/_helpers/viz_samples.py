@@ -104,9 +104,7 @@ class Chain(Struct):
 
 @pytree_dataclass(has_implicitly_inherited_fields=True)
 class Noted(Chain):
-    """A chain with a note on what it is."""
-
-    role_note = "Chain"
+    """A chain that only has a name of its own."""
 
 
 def linear(label: str, size: int = 2, value: float = 1.0) -> Linear:

@@ -77,16 +77,17 @@
       event.preventDefault();
     });
   }
-  const keepInside = (event) => {
-    const tip = event.target.closest?.(".pz-more")?.querySelector(":scope > .pz-tip");
+  const placeTip = (event) => {
+    const cell = event.target.closest?.(".pz-more");
+    const tip = cell?.querySelector(":scope > .pz-tip");
     if (!tip) return;
-    tip.style.marginLeft = tip.style.marginTop = "";
-    const box = tip.getBoundingClientRect();
-    if (box.right > innerWidth - 8) tip.style.marginLeft = `${Math.max(-box.left + 8, innerWidth - 8 - box.right)}px`;
-    if (box.bottom > innerHeight - 8) tip.style.marginTop = `${-box.height - 4}px`;
+    const at = cell.getBoundingClientRect(), size = tip.getBoundingClientRect();
+    const below = at.bottom + 4 + size.height <= innerHeight;
+    tip.style.left = `${clamp(at.left, 8, Math.max(8, innerWidth - size.width - 8))}px`;
+    tip.style.top = `${below ? at.bottom + 4 : Math.max(8, at.top - size.height - 4)}px`;
   };
-  document.addEventListener("mouseover", keepInside);
-  document.addEventListener("focusin", keepInside);
+  document.addEventListener("mouseover", placeTip);
+  document.addEventListener("focusin", placeTip);
 
   /* Heat-maps. */
   const decode = (data) => {

@@ -1,0 +1,36 @@
+"""Every view, fed with hostile text."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from viz_samples import HOSTILE, Span
+
+import pz_named as nx
+import pz_viz
+
+
+def hostile_views() -> dict[str, Any]:
+    """Every view, fed with hostile text wherever it takes text."""
+    count = len(HOSTILE)
+    rng = np.random.default_rng(0)
+    weights = np.tril(rng.random((count, count)))
+    logits = rng.normal(size=(2, count, count)).astype(np.float32)
+    axis = nx.wrap(jnp.ones((count,))).tag(HOSTILE[1])
+    return {
+        "Object": {text: [text, Span(text, axis, text)] for text in HOSTILE},
+        "Attention": pz_viz.attention_view(weights, HOSTILE, title=HOSTILE[0]),
+        "Lens": pz_viz.logit_lens_view(
+            logits, HOSTILE, tokens=HOSTILE, block_labels=HOSTILE[:2], title=HOSTILE[1]
+        ),
+        "Surprise": pz_viz.token_probabilities_view(
+            np.arange(count), logits[0], HOSTILE, title=HOSTILE[2]
+        ),
+        "Comparison": pz_viz.comparison_view(
+            logits[0, 0], logits[1, 0], HOSTILE, names=(HOSTILE[0], HOSTILE[6]), title=HOSTILE[3]
+        ),
+        "Effects": pz_viz.effect_view(axis, labels={HOSTILE[1]: HOSTILE}, title=HOSTILE[4]),
+        "Tokens": pz_viz.show_token_array(np.arange(count), HOSTILE),
+        "Scores": pz_viz.show_token_scores(np.arange(count), np.arange(count), HOSTILE),
+        HOSTILE[3]: HOSTILE[8],
+    }
