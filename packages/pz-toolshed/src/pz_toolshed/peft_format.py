@@ -1,0 +1,421 @@
+"""Saves and loads low-rank adapters in the format of HuggingFace's `peft` library.
+
+    peft_format.save_adapters("adapters", adapted_model)        # also for peft.PeftModel
+    adapted = peft_format.load_adapters("adapters", freeze_params(model))
+
+The format is a folder with `adapter_config.json` and `adapter_model.safetensors`, in which the
+adapter of the module `m` has the matrices `base_model.model.<m>.lora_A.weight` (rank x in) and
+`...lora_B.weight` (out x rank). Which module a linear layer is goes by the label of its weight;
+`llama_module_name` knows the labels of Llama-like transformers. Neither torch nor peft is needed.
+
+Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+from pz_core.selectors import select
+from pz_core.variables import Parameter, bind_variables
+from pz_named.named_axes import NamedArray
+from pz_nn.dropout import StochasticDropout
+from pz_nn.layer_stack import layerstack_axes_from_keypath
+from pz_nn.linear_and_affine import ConstantRescale, Linear
+from pz_toolshed._safetensors_file import TensorsFile, read_header, write_atomically
+from pz_toolshed.lora import LowRankAdapter
+
+__all__ = [
+    "AdapterFormatError",
+    "ModuleName",
+    "llama_module_name",
+    "load_adapters",
+    "save_adapters",
+]
+
+ModuleName: TypeAlias = Callable[[str, int | None], str | None]
+"""From the label of a weight, and the block's number where blocks are stacked, to the module's name
+in the other library; None where it has none."""
+
+_LLAMA_MODULES = {
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.o_proj",
+    "mlp/gating_linear": "mlp.gate_proj",
+    "mlp/value_linear": "mlp.up_proj",
+    "mlp/out_linear": "mlp.down_proj",
+}
+_BLOCK_LABEL = re.compile(r"(?:.*/)?(?:blocks|block_(\d+))/([^/]+/[^/]+)\.weights")
+# Several axes become one in this order, first varying slowest.
+_FLATTENED_FIRST = ("head_groups", "heads", "query_heads", "projection")
+_UNSUPPORTED: Mapping[str, Any] = {
+    "use_dora": False,
+    "bias": "none",
+    "modules_to_save": None,
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+    "lora_bias": False,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+}
+
+
+class AdapterFormatError(ValueError):
+    """An adapter folder is damaged, or uses what is not supported here (DoRA, biases, ...).
+
+        load_adapters("dora-adapters", model)    # error: use_dora=True
+
+    Repair: merge such adapters with peft and load the merged weights.
+    """
+
+
+def llama_module_name(label: str, block: int | None) -> str | None:
+    """The module of a weight in HuggingFace's Llama and its relatives (Mistral, Qwen 2, SmolLM).
+
+    Args:
+      label: Label of the weight, e.g. `transformer/block_3/attention/query.weights`.
+      block: The block's number, where blocks are stacked.
+
+    Returns:
+      E.g. `model.layers.3.self_attn.q_proj`; None for a weight outside of blocks.
+    """
+    match = _BLOCK_LABEL.fullmatch(label)
+    if match is None or match[2] not in _LLAMA_MODULES:
+        return "lm_head" if label.endswith("/lm_head.weights") else None
+    number = match[1] if block is None else block
+    return None if number is None else f"model.layers.{number}.{_LLAMA_MODULES[match[2]]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Module:
+    """One adapter of the other library, which may be a slice of a stacked one of ours.
+
+    Attributes:
+      name: The module.
+      indices: Which slice, by stack axis.
+    """
+
+    name: str
+    indices: dict[str, int]
+
+
+def _modules(path: Any, linear: Linear, module_name: ModuleName) -> list[_Module]:
+    """The modules that a linear layer stands for, one per layer of the stacks around it."""
+    label = getattr(linear.weights, "label", None)
+    if not isinstance(label, str):
+        return []
+    axes = layerstack_axes_from_keypath(path)
+    modules = []
+    for numbers in itertools.product(*map(range, axes.values())):
+        block = int(np.ravel_multi_index(numbers, tuple(axes.values()))) if axes else None
+        name = module_name(label, block)
+        if name is not None:
+            modules.append(_Module(name, dict(zip(axes, numbers, strict=True))))
+    return modules
+
+
+def _in_flattening_order(names: Sequence[Any]) -> list[Any]:
+    first = [name for name in _FLATTENED_FIRST if name in names]
+    return first + [name for name in names if name not in first]
+
+
+# --- saving ----------------------------------------------------------------------------------------
+
+
+def save_adapters(
+    directory: str | os.PathLike[str],
+    model: Any,
+    *,
+    module_name: ModuleName = llama_module_name,
+    base_model: str | None = None,
+) -> None:
+    """Saves a model's adapters, and nothing else of it.
+
+    Args:
+      directory: Folder for the two files.
+      model: A model with adapters.
+      module_name: Which module of the other library a weight is.
+      base_model: Name or path of the base model, noted in the config.
+
+    Raises:
+      ValueError: If there are no adapters, or one has no module.
+      CheckpointWriteError: If the system refuses to write.
+    """
+    adapters = select(model).at_instances_of(LowRankAdapter)
+    if adapters.is_empty():
+        raise ValueError(
+            "save_adapters: the model has no LowRankAdapter, so there is nothing to save. Adapt it "
+            "with loraify_linears_in_selection first."
+        )
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    dropouts: dict[str, float] = {}
+    for path, adapter in adapters.get_by_path().items():
+        modules = _modules(path, adapter.pretrained, module_name)
+        if not modules:
+            raise ValueError(
+                "save_adapters: the other library has no module for the weight "
+                f"{getattr(adapter.pretrained.weights, 'label', None)!r}. Give a `module_name` "
+                "function that names it."
+            )
+        matrix_a, matrix_b = _matrices(adapter)
+        rank = _rank(matrix_b)
+        for module in modules:
+            prefix = f"base_model.model.{module.name}"
+            tensors[f"{prefix}.lora_A.weight"] = _as_matrix(matrix_a, module.indices).T
+            tensors[f"{prefix}.lora_B.weight"] = _as_matrix(matrix_b, module.indices).T
+            ranks[module.name] = rank
+            alphas[module.name] = _alpha(adapter, rank)
+            dropouts[module.name] = _dropout(adapter)
+    folder = pathlib.Path(directory)
+    config = _config(ranks, alphas, dropouts, base_model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_atomically(
+        folder / "adapter_model.safetensors",
+        {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        {"format": "pt"},
+    )
+
+
+def _matrices(adapter: LowRankAdapter) -> tuple[Linear, Linear]:
+    first, second = (x for x in adapter.update.sublayers if isinstance(x, Linear))
+    return first, second
+
+
+def _rank(matrix_b: Linear) -> int:
+    return math.prod(matrix_b.input_axes.values())
+
+
+def _alpha(adapter: LowRankAdapter, rank: int) -> float:
+    scales = [x.by for x in adapter.update.sublayers if isinstance(x, ConstantRescale)]
+    return float(rank) * math.prod(float(scale) for scale in scales)
+
+
+def _dropout(adapter: LowRankAdapter) -> float:
+    rates = [x.drop_rate for x in adapter.update.sublayers if isinstance(x, StochasticDropout)]
+    return float(rates[0]) if rates else 0.0
+
+
+def _as_matrix(linear: Linear, indices: Mapping[str, int]) -> np.ndarray[Any, Any]:
+    """The weight as (in, out), of one layer of the stacks around it."""
+    weights = linear.weights.value
+    weights = weights[dict(indices)] if indices else weights
+    ins, outs = (
+        _in_flattening_order(names) for names in (linear.in_axis_names, linear.out_axis_names)
+    )
+    parallel = [name for name in weights.named_shape if name not in (*ins, *outs)]
+    if parallel:
+        raise ValueError(
+            f"save_adapters: the weight {getattr(linear.weights, 'label', None)!r} has the parallel "
+            f"axes {parallel}; an adapter of the other library is one matrix. Merge this adapter "
+            "instead."
+        )
+    rows = math.prod(weights.named_shape[name] for name in ins)
+    return np.asarray(weights.unwrap(*ins, *outs)).reshape(rows, -1)
+
+
+def _config(
+    ranks: dict[str, int],
+    alphas: dict[str, float],
+    dropouts: dict[str, float],
+    base_model: str | None,
+) -> dict[str, Any]:
+    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
+    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model,
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": max(dropouts.values()),
+        "target_modules": sorted(ranks),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "use_rslora": False,
+        **_UNSUPPORTED,
+    }
+
+
+# --- loading ---------------------------------------------------------------------------------------
+
+
+def load_adapters(
+    directory: str | os.PathLike[str], model: Any, *, module_name: ModuleName = llama_module_name
+) -> Any:
+    """Puts saved adapters into a model.
+
+    Args:
+      directory: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+      model: The base model, without adapters. Freeze its parameters first if only the adapters are
+        to be trained.
+      module_name: Which module of the other library a weight is.
+
+    Returns:
+      The model with the adapters, whose labels are made of the labels of the adapted weights.
+
+    Raises:
+      FileNotFoundError: If a file is missing.
+      AdapterFormatError: If the config asks for what is not supported, or the file is damaged.
+      ValueError: If an adapter has no place in the model, does not fit there, or is lacking in some
+        of several stacked blocks; or if the model has adapters already.
+    """
+    folder = pathlib.Path(directory)
+    config = _read_config(folder / "adapter_config.json")
+    file = read_header(folder / "adapter_model.safetensors")
+    available = _modules_in(file)
+    if select(model).at_instances_of(LowRankAdapter).count():
+        raise ValueError(
+            "load_adapters: the model has adapters already. Merge them first (merge_adapters), or "
+            "load into the base model."
+        )
+    linears = select(model).at_instances_of(Linear)
+    places = {path: _modules(path, x, module_name) for path, x in linears.get_by_path().items()}
+    known = {module.name for modules in places.values() for module in modules}
+    unknown = [name for name in available if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ValueError(
+            f"load_adapters: {folder} has adapters for another model: nothing in this one is "
+            f"{unknown[:3]}{f'; the nearest is {near[0]!r}' if near else ''}. It has {len(known)} "
+            "modules. Load the adapters into the model that they were trained on, or give a "
+            "`module_name` function for its labels."
+        )
+
+    def adapt(path: Any, linear: Linear) -> Any:
+        names = [module.name for module in places[path]]
+        present = [name in available for name in names]
+        if not any(present):
+            return linear
+        if not all(present):
+            raise ValueError(
+                "load_adapters: the model's blocks are stacked, so all or none must be adapted; the "
+                f"file lacks {[n for n, there in zip(names, present, strict=True) if not there]}. "
+                "Load into an unstacked model."
+            )
+        return _adapted(linear, places[path], file, config)
+
+    return linears.where(lambda path, _: bool(places[path]), with_keypath=True).apply(
+        adapt, with_keypath=True
+    )
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(path.read_text())
+    if config.get("peft_type") != "LORA":
+        raise AdapterFormatError(
+            f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported. Merge "
+            "such adapters with peft and load the merged weights."
+        )
+    for option, supported in _UNSUPPORTED.items():
+        if config.get(option) not in (supported, None, [], {}, False):
+            raise AdapterFormatError(
+                f"{path}: {option}={config[option]!r} is not supported (only {supported!r}). Merge "
+                "such adapters with peft and load the merged weights."
+            )
+    return config
+
+
+def _modules_in(file: TensorsFile) -> dict[str, None]:
+    names: dict[str, None] = {}
+    for tensor in file.tensors:
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.(?:default\.)?weight", tensor)
+        if match is None:
+            raise AdapterFormatError(
+                f"{file.path}: the tensor {tensor!r} is no LoRA matrix. Only plain LoRA adapters are "
+                "supported; merge others with peft and load the merged weights."
+            )
+        names[match[1]] = None
+    return names
+
+
+def _adapted(
+    linear: Linear, modules: list[_Module], file: TensorsFile, config: Mapping[str, Any]
+) -> LowRankAdapter:
+    names = [module.name for module in modules]
+    found = {x: {name: _matrix(file, name, x) for name in names} for x in "AB"}
+    label: str = getattr(linear.weights, "label", "")
+    ranks = {matrix.shape[0] for matrix in found["A"].values()}
+    alphas = {_alpha_of(config, name, a.shape[0]) for name, a in found["A"].items()}
+    if len(ranks) > 1 or len(alphas) > 1:
+        raise ValueError(
+            f"load_adapters: the stacked blocks of {label!r} have adapters of different ranks "
+            f"{sorted(ranks)} or alphas {sorted(alphas)}. Load into an unstacked model."
+        )
+    adapter = LowRankAdapter.from_linear(
+        linear,
+        f"LoRA:{label.removesuffix('.weights')}",
+        None,
+        ranks.pop(),
+        alpha=alphas.pop(),
+        dropout=config.get("lora_dropout") or None,
+        dtype=found["A"][names[0]].dtype,
+    )
+    sizes = {**linear.weights.value.named_shape, "lowrank": found["A"][names[0]].shape[0]}
+    stack_axes = list(modules[0].indices)
+    parameters = [
+        Parameter(
+            label=getattr(layer.weights, "label", None),
+            value=_stacked_weight(layer, found[x], stack_axes, sizes),
+        )
+        for layer, x in zip(_matrices(adapter), "AB", strict=True)
+    ]
+    bound: LowRankAdapter = bind_variables(adapter, parameters)
+    return bound
+
+
+def _stacked_weight(
+    layer: Linear,
+    matrices: Mapping[str, np.ndarray[Any, Any]],
+    stack_axes: Sequence[str],
+    sizes: Mapping[Any, int],
+) -> NamedArray:
+    """A weight from the matrices (out, in) of all layers of the stacks around it."""
+    ins, outs = (_in_flattening_order(n) for n in (layer.in_axis_names, layer.out_axis_names))
+    rows, columns = (math.prod(sizes[name] for name in names) for names in (outs, ins))
+    for module, matrix in matrices.items():
+        if matrix.shape != (rows, columns):
+            raise ValueError(
+                f"load_adapters: a matrix of {module!r} has shape {matrix.shape}, but its place in "
+                f"the model needs ({rows}, {columns}), the sizes of {outs} and {ins}. Load the "
+                "adapters into the model that they were trained on."
+            )
+    shape = collections.OrderedDict((name, sizes[name]) for name in (*stack_axes, *ins, *outs))
+    stacked = np.stack([matrix.T for matrix in matrices.values()]).reshape(tuple(shape.values()))
+    return NamedArray(shape, jnp.asarray(stacked))
+
+
+def _matrix(file: TensorsFile, module: str, which: str) -> np.ndarray[Any, Any]:
+    for suffix in ("weight", "default.weight"):
+        name = f"base_model.model.{module}.lora_{which}.{suffix}"
+        if name in file.tensors:
+            return file.read(name)
+    raise AdapterFormatError(
+        f"{file.path}: the adapter of {module!r} lacks lora_{which}. Copy the file again."
+    )
+
+
+def _alpha_of(config: Mapping[str, Any], module: str, rank: int) -> float:
+    alpha = float(config["lora_alpha"])
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    # Rank-stabilised adapters scale by alpha / sqrt(rank), ours by alpha / rank.
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
