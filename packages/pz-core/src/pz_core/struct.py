@@ -184,7 +184,8 @@ def _make_pytree_dataclass(cls: type, options: Mapping[str, bool], **dataclass_k
     generates_init = options["init"] and not has_own_init
     inherited = _struct_checks.find_init(cls, frozenset({object, Struct}))
     ancestors = [vars(base).get(PYTREE_DATACLASS_INFO_ATTR) for base in cls.__mro__[1:]]
-    is_generated = any(info and inherited is info.generated_init for info in ancestors)
+    original = inspect.unwrap(inherited) if inherited is not None else None
+    is_generated = any(info and original is info.generated_init for info in ancestors)
     if generates_init and not options["overwrite_parent_init"]:
         _struct_checks.check_init_overwrite(
             cls, inherited, is_generated, PyTreeDataclassSafetyError
@@ -405,7 +406,7 @@ class Struct(metaclass=AbstractStructMetaclass):
         duplicate = object.__new__(type(self))
         memo[id(self)] = duplicate
         slots = duplicate.__dict__
-        for name, value in cast(dict[str, Any], self.__getstate__()).items():
+        for name, value in cast(dict[str, Any], self.__getstate__() or {}).items():
             slots[name] = copy.deepcopy(value, memo)
         return duplicate
 
