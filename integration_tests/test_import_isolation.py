@@ -48,14 +48,16 @@ def surplus(module, loaded):
 
 @pytest.mark.parametrize("module", EDGES)
 def test_an_import_brings_only_its_own_edges(module):
-    assert surplus(module, loaded_after(f"import {module}")) == []
+    # treescope brings IPython by itself where that is installed.
+    theirs = loaded_after("import treescope") if module in MAY_LOAD_TREESCOPE else set()
+    assert surplus(module, loaded_after(f"import {module}") - theirs) == []
 
 
 @pytest.mark.parametrize(
     ("module", "statement", "found"),
     [
         ("pz_named", "import pz_named, pz_core", ["pz_core"]),
-        ("pz_core", "import pz_core, treescope", ["treescope"]),
+        ("pz_core", "import pz_core, sys; sys.modules['treescope'] = sys", ["treescope"]),
         ("pz_models", "import pz_models, optax", ["optax"]),
     ],
 )

@@ -46,7 +46,13 @@ from pz_core import select as select
 from pz_core import unbind_params as unbind_params
 from pz_core import unbind_state_vars as unbind_state_vars
 from pz_core import unbind_variables as unbind_variables
+from pz_core import variable_cond as variable_cond
+from pz_core import variable_grad as variable_grad
 from pz_core import variable_jit as variable_jit
+from pz_core import variable_remat as variable_remat
+from pz_core import variable_scan as variable_scan
+from pz_core import variable_value_and_grad as variable_value_and_grad
+from pz_core import variable_vmap as variable_vmap
 from pz_named import named_axes as _named_axes
 from pz_named import shapecheck as _shapecheck
 from pz_named.syntactic_sugar import slice as slice

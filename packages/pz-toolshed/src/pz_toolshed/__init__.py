@@ -4,4 +4,4 @@ Each tool is a module of its own, imported on its own (`from pz_toolshed import 
 a tool with an optional dependency costs nothing to those who do not use it.
 """
 
-__all__: list[str] = []
+__all__ = ()
