@@ -26,7 +26,7 @@ class ArrayMethods(NamedLeaf):
 
     def argpartition(self, kth: int, axis: int = -1) -> NamedArrayBase:
         """Positions that partition the values; see `jax.Array.argpartition`."""
-        require_positions("argpartition", axis)
+        require_positions("argpartition", self, axis)
         return lift_method("argpartition", self, kth, axis=axis)
 
     def astype(self, dtype: Any, copy: bool = False, device: Any = None) -> NamedArrayBase:
@@ -51,7 +51,7 @@ class ArrayMethods(NamedLeaf):
         fill_value: Any = 0,
     ) -> NamedArrayBase:
         """Keeps what a mask marks; see `jax.Array.compress`."""
-        require_positions("compress", axis)
+        require_positions("compress", self, axis)
         return lift_method(
             "compress", self, condition, axis=axis, out=out, size=size, fill_value=fill_value
         )
@@ -66,7 +66,7 @@ class ArrayMethods(NamedLeaf):
 
     def diagonal(self, offset: int = 0, axis1: int = 0, axis2: int = 1) -> NamedArrayBase:
         """Diagonal of two positional axes; see `jax.Array.diagonal`."""
-        require_positions("diagonal", axis1, axis2)
+        require_positions("diagonal", self, axis1, axis2)
         return lift_method("diagonal", self, offset, axis1, axis2)
 
     def dot(
@@ -105,7 +105,7 @@ class ArrayMethods(NamedLeaf):
         out_sharding: Any = None,
     ) -> NamedArrayBase:
         """Repeats each value; see `jax.Array.repeat`."""
-        require_positions("repeat", axis)
+        require_positions("repeat", self, axis)
         return lift_method(
             "repeat",
             self,
@@ -131,12 +131,12 @@ class ArrayMethods(NamedLeaf):
 
     def squeeze(self, axis: Any = None) -> NamedArrayBase:
         """Without positional axes of size 1; see `jax.Array.squeeze`."""
-        require_positions("squeeze", axis)
+        require_positions("squeeze", self, axis)
         return lift_method("squeeze", self, axis=axis)
 
     def swapaxes(self, axis1: int, axis2: int) -> NamedArrayBase:
         """Two positional axes exchanged; see `jax.Array.swapaxes`."""
-        require_positions("swapaxes", axis1, axis2)
+        require_positions("swapaxes", self, axis1, axis2)
         return lift_method("swapaxes", self, axis1, axis2)
 
     def take(
@@ -150,7 +150,7 @@ class ArrayMethods(NamedLeaf):
         fill_value: Any = None,
     ) -> NamedArrayBase:
         """Values at positions; see `jax.Array.take`."""
-        require_positions("take", axis)
+        require_positions("take", self, axis)
         return lift_method(
             "take",
             self,
@@ -167,12 +167,12 @@ class ArrayMethods(NamedLeaf):
         self, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: None = None
     ) -> NamedArrayBase:
         """Sum of a diagonal; see `jax.Array.trace`."""
-        require_positions("trace", axis1, axis2)
+        require_positions("trace", self, axis1, axis2)
         return lift_method("trace", self, offset, axis1, axis2, dtype=dtype, out=out)
 
     def transpose(self, *args: Any) -> NamedArrayBase:
         """Positional axes in another order; see `jax.Array.transpose`."""
-        require_positions("transpose", *args)
+        require_positions("transpose", self, *args)
         return lift_method("transpose", self, *args)
 
     def view(self, dtype: Any = None, type: None = None) -> NamedArrayBase:

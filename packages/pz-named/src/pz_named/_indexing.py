@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from pz_named._layout import Layout, NamedLeaf, axis_positions, named_shape_text
-from pz_named._packing import as_jax, pack, transposed
+from pz_named._packing import as_jax, names_first, pack, transposed
 from pz_named.axis_names import AxisName
 from pz_named.lifting import nmap
 
@@ -341,12 +341,52 @@ def get_by_name(
         for name, index in entries.removed.items():
             check_bounds(index, layout.named_shape[name], name)
     check_index_names(entries)
-    if all(map(_is_static, entries.removed.values())) and not options:
+    arrays = [name for name, index in entries.removed.items() if not _is_static(index)]
+    if not arrays and not options:
         return _get_static_names(x, layout, entries)
+    if len(arrays) == 1 and not _shares_names(entries.removed[arrays[0]], layout, arrays[0]):
+        return _get_one_array(x, entries, arrays[0], options)
     positional = x.untag_prefix(*entries.sliced, *entries.removed)
     index = (None,) * len(entries.introduced), entries.sliced.values(), entries.removed.values()
     result = index_lifted(positional, [i for group in index for i in group] + _rest(x), options)
     return result.tag_prefix(*entries.introduced, *entries.sliced)
+
+
+def _shares_names(index: Any, layout: Layout, axis: AxisName) -> bool:
+    """Whether an index array is to be paired with other axes of the array, name by name."""
+    if not isinstance(index, NamedLeaf):
+        return False
+    return any(name in layout.names and name != axis for name in index._layout().names)
+
+
+def _get_one_array(
+    x: NamedLeaf, entries: EntriesByName, axis: AxisName, options: dict[str, Any]
+) -> NamedArrayBase:
+    """A lookup by one index array, such as that of embeddings: one gather, without lifting."""
+    static = {name: index for name, index in entries.removed.items() if name != axis}
+    cut: Any = _get_static_names(x, x._layout(), entries._replace(removed=static))
+    data, layout = names_first(cut)
+    index = entries.removed[axis]
+    index_data, index_names = (index, ()) if not isinstance(index, NamedLeaf) else _parts(index)
+    place, count = layout.names.index(axis), len(index_names)
+    found = data.at[(slice(None),) * place + (index_data,)].get(**options)
+    width = jnp.ndim(index_data)
+    new = [*entries.introduced, *entries.sliced]
+    axis_of = {n: i if i < place else i - 1 + width for i, n in enumerate(layout.names)}
+    untouched = [name for name in layout.names if name not in new and name != axis]
+    order = [
+        *(axis_of[name] for name in untouched),
+        *range(place, place + count),
+        *(axis_of[name] for name in new),
+        *range(place + count, place + width),
+        *range(len(layout.names) - 1 + width, found.ndim),
+    ]
+    return pack(transposed(found, tuple(order)), (*untouched, *index_names, *new))
+
+
+def _parts(index: NamedLeaf) -> tuple[Any, tuple[AxisName, ...]]:
+    data, layout = names_first(index)
+    return data, layout.names
 
 
 def _rest(x: NamedLeaf) -> list[slice]:

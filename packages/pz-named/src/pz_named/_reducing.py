@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pz_named._aligned import align
-from pz_named._layout import Layout, NamedLeaf, axis_positions
+from pz_named._layout import Layout, NamedLeaf, axis_positions, near_misses
 from pz_named._packing import as_jax, names_first, pack, transposed
 from pz_named.axis_names import AxisName
 
@@ -52,7 +52,7 @@ def axis_names_in(axis: Any) -> tuple[AxisName, ...] | None:
     return entries
 
 
-def require_positions(method: str, *axes: Any) -> None:
+def require_positions(method: str, x: NamedLeaf, *axes: Any) -> None:
     """Raises for a name where a position is meant.
 
     Raises:
@@ -62,9 +62,10 @@ def require_positions(method: str, *axes: Any) -> None:
         names = axis_names_in(axis)
         if names:
             raise ValueError(
-                f"{method}: axis={axis!r} is a name, but this method takes positions. Make the axis "
-                f"positional first, .untag({', '.join(map(repr, names))}), or use the function "
-                f"of that purpose in pz_named, which takes names."
+                f"{method}: axis={axis!r} is a name, but this method takes positions. "
+                f"{near_misses(names[0], x._layout().names)} Make the axis positional first, "
+                f".untag({', '.join(map(repr, names))}), or use the function of that purpose in "
+                "pz_named, which takes names."
             )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pz_named._indexing import (
     EntriesByName,
@@ -18,7 +19,7 @@ from pz_named._indexing import (
     restored,
 )
 from pz_named._layout import NamedLeaf
-from pz_named._packing import pack
+from pz_named._packing import names_first, pack
 from pz_named.axis_names import AxisName
 from pz_named.lifting import nmap
 
@@ -75,6 +76,8 @@ def update_by_name(
             check_bounds(index, named_shape[name], name)
     check_index_names(entries)
     prepared = _prepared_value(x, entries, _as_named(value))
+    if not entries.introduced and not any(map(_has_names, entries.removed.values())):
+        return _update_directly(x, entries, prepared, update)
     index = [
         *(None for _ in entries.introduced),
         *entries.sliced.values(),
@@ -87,6 +90,31 @@ def update_by_name(
     names = (*entries.sliced, *entries.removed)
     result: NamedArrayBase = nmap(lifted)(x.untag_prefix(*names), arrays_in(index), prepared)
     return result.tag_prefix(*names)
+
+
+def _has_names(index: Any) -> bool:
+    return isinstance(index, NamedLeaf) and bool(index._layout().names)
+
+
+def _update_directly(
+    x: Any, entries: EntriesByName, prepared: Any, update: Callable[..., Any]
+) -> NamedArrayBase:
+    """The update of one array, without lifting; no index has names."""
+    indexed = (*entries.sliced, *entries.removed)
+    target = x.untag_prefix(*indexed)
+    sizes = {**target.named_shape, **prepared.named_shape}
+    data, new = _spread(target, tuple(sizes)), _spread(prepared, tuple(sizes))
+    data = jnp.broadcast_to(data, (*sizes.values(), *data.shape[len(sizes) :]))
+    index = [i.data_array if isinstance(i, NamedLeaf) else i for i in entries.removed.values()]
+    place = (*[slice(None)] * len(sizes), *entries.sliced.values(), *index)
+    return pack(update(data, place, new), tuple(sizes)).tag_prefix(*indexed)
+
+
+def _spread(x: Any, names: tuple[AxisName, ...]) -> Any:
+    """The data with `names` first, of size 1 where `x` lacks one, and positional axes after."""
+    own = x.named_shape
+    data, _ = names_first(x, [name for name in names if name in own])
+    return lax.expand_dims(data, [i for i, name in enumerate(names) if name not in own])
 
 
 def _prepared_value(x: Any, entries: EntriesByName, value: Any) -> Any:

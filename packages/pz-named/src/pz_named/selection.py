@@ -208,7 +208,11 @@ def compress(
     single_name("compress", condition, axis)
 
     def keep(mask: Any, values: Any) -> Any:
-        return jnp.compress(mask, values, axis=0, size=size, fill_value=fill_value)
+        # Not jnp.compress: it refuses a size beyond that of the axis.
+        if values.shape[0] == 0:
+            return jnp.full((size, *values.shape[1:]), fill_value, values.dtype)
+        (places,) = jnp.nonzero(mask, size=size, fill_value=values.shape[0])
+        return jnp.take(values, places, axis=0, mode="fill", fill_value=fill_value)
 
     kept: NamedArrayBase = nmap(keep)(condition.untag_prefix(axis), x.untag_prefix(axis))
     return kept.tag_prefix(axis)
