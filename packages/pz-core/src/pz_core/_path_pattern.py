@@ -15,7 +15,6 @@ The dot before the first step may be left out, and so may that before `**`.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax
 
 from pz_core._nodes import children_of, keys_of
 from pz_core._places import Place
+from pz_core._wildcards import compile_wildcards
 from pz_core.tree_util import CustomGetAttrKey
 
 __all__ = ["PathPattern", "PathPatternError"]
@@ -39,23 +39,23 @@ class PathPatternError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Attribute:
-    name: str
+    name: re.Pattern[str]
 
     def matches(self, key: Any, index: int, count: int) -> bool:
         if isinstance(key, jax.tree_util.GetAttrKey | CustomGetAttrKey):
-            return fnmatch.fnmatchcase(str(key.name), self.name)
+            return self.name.match(str(key.name)) is not None
         return False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Key:
-    name: str
+    name: re.Pattern[str]
 
     def matches(self, key: Any, index: int, count: int) -> bool:
         return (
             isinstance(key, jax.tree_util.DictKey)
             and isinstance(key.key, str)
-            and fnmatch.fnmatchcase(key.key, self.name)
+            and self.name.match(key.key) is not None
         )
 
 
@@ -185,7 +185,7 @@ def _step(token: re.Match[str]) -> _Step:
     if token["any"]:
         return _ANY_STEPS
     if token["name"]:
-        return _Attribute(token["name"])
+        return _Attribute(compile_wildcards(token["name"]))
     if token["number"]:
         return _Item(int(token["number"]))
     if token["slice"]:
@@ -193,4 +193,4 @@ def _step(token: re.Match[str]) -> _Step:
         return _Items(slice(*parts))
     if token["star"]:
         return _AnyItem()
-    return _Key(token["key"])
+    return _Key(compile_wildcards(token["key"]))

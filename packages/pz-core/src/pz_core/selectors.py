@@ -22,7 +22,6 @@ methods are its interface; they only delegate, to `_places`, `_accessor` and `_p
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import operator
 import re
 import warnings
@@ -47,6 +46,7 @@ from pz_core._selection_places import (
 )
 from pz_core._selection_text import Step, path_text, where
 from pz_core._text import describe_type, one_line
+from pz_core._wildcards import compile_wildcards
 from pz_core.abstract_variables import (
     AbstractVariable,
     AbstractVariableSlot,
@@ -744,7 +744,7 @@ class Selection(Struct, Generic[T]):
           The new selection.
         """
         if isinstance(pattern, str):
-            matcher = re.compile(fnmatch.translate(pattern))
+            matcher = compile_wildcards(pattern)
             text = pattern
         else:
             matcher, text = pattern, pattern.pattern
