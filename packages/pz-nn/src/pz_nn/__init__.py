@@ -8,6 +8,17 @@ from pz_nn.attention import (
 from pz_nn.attention import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
 from pz_nn.attention import Attention as Attention
 from pz_nn.attention import KVCachingAttention as KVCachingAttention
+from pz_nn.attention_bias import ApplyALiBi as ApplyALiBi
+from pz_nn.attention_bias import SoftmaxWithSink as SoftmaxWithSink
+from pz_nn.attention_bias import alibi_slopes as alibi_slopes
+from pz_nn.attention_masks import ApplyBidirectionalAttentionMask as ApplyBidirectionalAttentionMask
+from pz_nn.attention_masks import (
+    ApplyPackedDocumentAttentionMask as ApplyPackedDocumentAttentionMask,
+)
+from pz_nn.attention_masks import ApplyPrefixAttentionMask as ApplyPrefixAttentionMask
+from pz_nn.attention_masks import (
+    ApplySlidingWindowWithSinksAttentionMask as ApplySlidingWindowWithSinksAttentionMask,
+)
 from pz_nn.basic_ops import CastToDType as CastToDType
 from pz_nn.basic_ops import Elementwise as Elementwise
 from pz_nn.basic_ops import Softmax as Softmax
@@ -15,6 +26,9 @@ from pz_nn.basic_ops import TanhSoftCap as TanhSoftCap
 from pz_nn.batch_norm import BatchNorm as BatchNorm
 from pz_nn.batch_norm import InferenceBatchNorm as InferenceBatchNorm
 from pz_nn.batch_norm import TrainingBatchNorm as TrainingBatchNorm
+from pz_nn.block_edits import ForSomeBlocks as ForSomeBlocks
+from pz_nn.block_edits import edit_blocks as edit_blocks
+from pz_nn.checkpointing import CheckpointName as CheckpointName
 from pz_nn.combinators import BranchAndAddTogether as BranchAndAddTogether
 from pz_nn.combinators import BranchAndMultiplyTogether as BranchAndMultiplyTogether
 from pz_nn.combinators import ConcatBranches as ConcatBranches
@@ -99,6 +113,10 @@ from pz_nn.rope_scaling import Llama3Scaling as Llama3Scaling
 from pz_nn.rope_scaling import LongRoPEScaling as LongRoPEScaling
 from pz_nn.rope_scaling import RoPEScaling as RoPEScaling
 from pz_nn.rope_scaling import YarnScaling as YarnScaling
+from pz_nn.side_inputs import TakeSideInput as TakeSideInput
+from pz_nn.stack_surgery import SuperBlock as SuperBlock
+from pz_nn.stack_surgery import restack as restack
+from pz_nn.stack_surgery import unstack as unstack
 from pz_nn.standardization import ComputeInDType as ComputeInDType
 from pz_nn.standardization import LayerNorm as LayerNorm
 from pz_nn.standardization import RMSLayerNorm as RMSLayerNorm
@@ -112,12 +130,17 @@ __all__ = [
     "AddLearnedPositions",
     "AddSinusoidalPositions",
     "Affine",
+    "ApplyALiBi",
     "ApplyAttentionMask",
+    "ApplyBidirectionalAttentionMask",
     "ApplyCausalAttentionMask",
     "ApplyCausalSlidingWindowAttentionMask",
     "ApplyExplicitAttentionMask",
+    "ApplyPackedDocumentAttentionMask",
+    "ApplyPrefixAttentionMask",
     "ApplyRoPE",
     "ApplyRoPEToSubset",
+    "ApplySlidingWindowWithSinksAttentionMask",
     "Attention",
     "AveragePool",
     "BatchNorm",
@@ -127,6 +150,7 @@ __all__ = [
     "CastToDType",
     "CheckStructure",
     "CheckedSequential",
+    "CheckpointName",
     "ComputeInDType",
     "ConcatBranches",
     "ConstantRescale",
@@ -142,6 +166,7 @@ __all__ = [
     "EmbeddingLookup",
     "EmbeddingTable",
     "ExpertLinear",
+    "ForSomeBlocks",
     "GRUCell",
     "GatedMLP",
     "GroupNorm",
@@ -178,15 +203,20 @@ __all__ = [
     "ScanOver",
     "Sequential",
     "Softmax",
+    "SoftmaxWithSink",
     "Standardize",
     "StochasticDropout",
+    "SuperBlock",
+    "TakeSideInput",
     "TanhSoftCap",
     "TrainingBatchNorm",
     "YarnScaling",
+    "alibi_slopes",
     "assert_no_parameter_slots",
     "constant_initializer",
     "contract",
     "derive_param_key",
+    "edit_blocks",
     "he_normal_initializer",
     "he_uniform_initializer",
     "initializer_by_name",
@@ -204,8 +234,10 @@ __all__ = [
     "orthogonal_initializer",
     "quantize_linear",
     "quantize_linears",
+    "restack",
     "set_training",
     "truncated_normal_initializer",
+    "unstack",
     "variance_scaling_initializer",
     "xavier_normal_initializer",
     "xavier_uniform_initializer",

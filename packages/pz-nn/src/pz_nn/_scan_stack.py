@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from pz_named import named_axes as nx
 from pz_nn import _stack_variables
 from pz_nn._stacked_state import StackedStateVariable
 
+Checkpoint: TypeAlias = str | tuple[str, ...] | Callable[..., Any] | None
+
 
 class Loop(NamedTuple):
     """The static facts of a loop; attributes as the fields of `LayerStack`."""
@@ -30,7 +32,7 @@ class Loop(NamedTuple):
     axis: str
     size: int
     unroll: int
-    checkpoint: str | Callable[..., Any] | None
+    checkpoint: Checkpoint
 
 
 IsShared = Callable[[StateVariable[Any]], bool]
@@ -324,16 +326,19 @@ def _describe(leaf: Any) -> str:
     return f"{kind} {_data(leaf).dtype}{{{sizes}}}"
 
 
-def _policy(checkpoint: str | Callable[..., Any]) -> Callable[..., Any]:
+def _policy(checkpoint: str | tuple[str, ...] | Callable[..., Any]) -> Callable[..., Any]:
     if callable(checkpoint):
         return checkpoint
-    known = [name for name in dir(jax.checkpoint_policies) if not name.startswith("_")]
-    if checkpoint not in known:
-        close = difflib.get_close_matches(checkpoint, known)
+    name, arguments = (
+        (checkpoint, ()) if isinstance(checkpoint, str) else (checkpoint[0], checkpoint[1:])
+    )
+    known = [policy for policy in dir(jax.checkpoint_policies) if not policy.startswith("_")]
+    if name not in known:
+        close = difflib.get_close_matches(name, known)
         raise ValueError(
-            f"LayerStack: checkpoint must be None, a policy, or the name of one in "
-            f"jax.checkpoint_policies, but is {checkpoint!r}. "
+            "LayerStack: checkpoint must be None, a policy, the name of one in jax.checkpoint_policies, or "
+            f"a name and its arguments, but is {checkpoint!r}. "
             + (f"Did you mean {' or '.join(map(repr, close))}?" if close else f"They are {known}.")
         )
-    policy: Callable[..., Any] = getattr(jax.checkpoint_policies, checkpoint)
-    return policy
+    policy: Callable[..., Any] = getattr(jax.checkpoint_policies, name)
+    return policy(*arguments) if arguments else policy

@@ -21,13 +21,14 @@ import typing
 from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
 from pz_named import named_axes as nx
-from pz_nn import _cache_writes
+from pz_nn import _attention_builder, _cache_writes
+from pz_nn._attention_positions import named_side_input, query_and_key_positions
 from pz_nn._axes import Names, broadcast_against, names_and_data, with_names
-from pz_nn._side_inputs import required
 from pz_nn.kv_cache import CachingLayer
 from pz_nn.layer import Layer
 
@@ -107,7 +108,7 @@ class ApplyExplicitAttentionMask(ApplyAttentionMask):
 
     def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
         """The given mask."""
-        mask = _named_side_input(self, side_inputs, self.mask_input_name)
+        mask = named_side_input(self, side_inputs, self.mask_input_name)
         return mask if mask.dtype == jnp.bool_ else typing.cast(nx.NamedArrayBase, mask != 0)
 
 
@@ -135,7 +136,7 @@ class ApplyCausalAttentionMask(ApplyAttentionMask):
 
     def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
         """q >= k and k >= 0, {..., seq, kv_seq}."""
-        query, key = positions(self, side_inputs)
+        query, key = query_and_key_positions(self, side_inputs)
         keep: nx.NamedArrayBase = (query >= key) & (key >= 0)
         return keep
 
@@ -169,39 +170,10 @@ class ApplyCausalSlidingWindowAttentionMask(ApplyAttentionMask):
 
     def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
         """q >= k, k >= 0 and q - k < window, {..., seq, kv_seq}."""
-        query, key = positions(self, side_inputs)
+        query, key = query_and_key_positions(self, side_inputs)
         near = query - key < self.sliding_window_size
         keep: nx.NamedArrayBase = (query >= key) & near & (key >= 0)
         return keep
-
-
-def positions(
-    mask: Any, side_inputs: Mapping[str, Any]
-) -> tuple[nx.NamedArrayBase, nx.NamedArrayBase]:
-    """Positions of queries, with `mask.seq_axis`, and of keys, with that axis renamed `kv_seq_axis`."""
-    query = _named_side_input(mask, side_inputs, mask.query_positions_input_name)
-    key = _named_side_input(mask, side_inputs, mask.kv_positions_input_name)
-    for name, value in (
-        (mask.query_positions_input_name, query),
-        (mask.kv_positions_input_name, key),
-    ):
-        if mask.seq_axis not in value.named_shape:
-            raise ValueError(
-                f"{type(mask).__name__}: the positions must have the axis {mask.seq_axis!r}, but side "
-                f"input {name!r} has named_shape={value.named_shape}. Name its token axis "
-                f"{mask.seq_axis!r}, or give the mask another seq_axis."
-            )
-    return query, key.untag(mask.seq_axis).tag(mask.kv_seq_axis)
-
-
-def _named_side_input(layer: Layer, side_inputs: Mapping[str, Any], name: str) -> Any:
-    value = required(dict(side_inputs), name, type(layer).__name__)
-    if not nx.is_namedarray(value):
-        raise TypeError(
-            f"{type(layer).__name__}: side input {name!r} must be a named array, but is a "
-            f"{type(value).__name__}. Name its axes: wrap(array, 'seq', ...)."
-        )
-    return value
 
 
 @pytree_dataclass
@@ -235,6 +207,105 @@ class Attention(Layer):
         value = self.input_to_value(x, **side_inputs)
         attn = self.query_key_to_attn((query, key), **side_inputs)
         return self.attn_value_to_output((attn, value), **side_inputs)
+
+    @classmethod
+    def from_config(
+        cls,
+        name: str,
+        init_base_rng: jax.Array | None,
+        embedding_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        projection_dim: int | None = None,
+        *,
+        mask: Layer | None = None,
+        rope: Layer | None = None,
+        query_key_norm: bool = False,
+        use_bias: bool = False,
+        use_output_bias: bool = False,
+        query_scale: float | None = None,
+        logit_soft_cap: float | None = None,
+        logit_bias: Layer | None = None,
+        softmax: Layer | None = None,
+        context_input_name: str | None = None,
+        embedding_axis: str = "embedding",
+        seq_axis: str = "seq",
+        kv_seq_axis: str = "kv_seq",
+        dtype: Any = jnp.float32,
+    ) -> Self:
+        """Builds multi-head, multi-query or grouped-query attention.
+
+        The queries are projected, normed, rotated and scaled, the keys projected, normed and rotated; then
+
+            logits → soft cap → bias → mask → softmax → mix values → project
+
+        Heads are axes by these rules: `heads` where each has its own keys, `query_heads` (queries only)
+        where all share one key/value head, else `head_groups` and, on queries only, `query_heads`.
+        Vectors of a head have the axis `projection`.
+
+        Args:
+            name: Name of the layer; parameters are `{name}/query.weights` (`key`, `value`, `output`).
+            init_base_rng: Key, or None to build the structure only.
+            embedding_dim: Size of the embedding axis.
+            num_heads: Number of query heads.
+            num_kv_heads: Number of key/value heads; by default as many.
+            projection_dim: Size of a head; by default embedding_dim / num_heads.
+            mask: Layer on the logits; by default a causal mask with -1e30 (-1e4 in float16). Pass
+                `Identity()` for none.
+            rope: Rotary embedding on the axis `projection`, for queries and keys; by default none.
+            query_key_norm: Whether queries and keys get an RMS norm over `projection`.
+            use_bias: Whether the three projections have biases.
+            use_output_bias: Whether the output projection has one.
+            query_scale: Factor on the queries; by default projection_dim ** -0.5.
+            logit_soft_cap: Cap on the logits, by tanh; by default none.
+            logit_bias: Layer on the logits before the mask, such as `ApplyALiBi`; by default none.
+            softmax: Layer instead of `Softmax(kv_seq_axis)`, such as `SoftmaxWithSink`.
+            context_input_name: For cross-attention: side input that keys and values are made of, with the
+                axes of the input and as many tokens as it likes. There is no mask then by default.
+            embedding_axis: Name of the embedding axis of input and output.
+            seq_axis: Name of the token axis.
+            kv_seq_axis: Name of the token axis on the side of the keys.
+            dtype: Dtype of all parameters.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: If num_heads is no multiple of num_kv_heads, or embedding_dim none of num_heads
+                where projection_dim is not given.
+        """
+        user = f"{cls.__name__}.from_config({name!r})"
+        heads = _attention_builder.head_axes(user, num_heads, num_kv_heads or num_heads)
+        if projection_dim is None:
+            if embedding_dim % num_heads:
+                raise ValueError(
+                    f"{user}: without projection_dim, embedding_dim must be a multiple of num_heads, but "
+                    f"embedding_dim={embedding_dim} and num_heads={num_heads}. Give projection_dim."
+                )
+            projection_dim = embedding_dim // num_heads
+        if mask is None and context_input_name is None:
+            fill = -1e4 if jnp.dtype(dtype) == jnp.float16 else -1e30
+            mask = ApplyCausalAttentionMask(fill, seq_axis=seq_axis, kv_seq_axis=kv_seq_axis)
+        config = _attention_builder.AttentionConfig(
+            embedding_dim=embedding_dim,
+            heads=heads,
+            projection_dim=projection_dim,
+            mask=mask,
+            rope=rope,
+            query_key_norm=query_key_norm,
+            use_bias=use_bias,
+            use_output_bias=use_output_bias,
+            query_scale=projection_dim**-0.5 if query_scale is None else query_scale,
+            logit_soft_cap=logit_soft_cap,
+            logit_bias=logit_bias,
+            softmax=softmax,
+            context_input_name=context_input_name,
+            embedding_axis=embedding_axis,
+            seq_axis=seq_axis,
+            kv_seq_axis=kv_seq_axis,
+            dtype=dtype,
+        )
+        return cls(**_attention_builder.build_parts(name, init_base_rng, config))
 
     def treescope_color(self) -> str:
         """An orange of the same lightness as the colours of other layers."""

@@ -29,6 +29,7 @@ from pz_core.tree_util import CustomGetAttrKey
 from pz_core.variables import StateVariable
 from pz_named import named_axes as nx
 from pz_nn import _block_building, _scan_stack, _stack_variables
+from pz_nn._scan_stack import Checkpoint
 from pz_nn.layer import Layer
 
 __all__ = [
@@ -97,17 +98,16 @@ class LayerStack(Layer):
         stack_axis_size: The number of blocks.
         unroll: How many blocks are written out per turn of the loop. 1 compiles fastest.
         checkpoint: None, or what to keep for the backward pass instead of everything: the name of a
-            policy in `jax.checkpoint_policies` ("nothing_saveable" recomputes each block), or such a
-            policy itself.
+            policy in `jax.checkpoint_policies` ("nothing_saveable" recomputes each block); a name and
+            its arguments (("save_only_these_names", "attention") keeps what `CheckpointName` layers
+            inside the block have named so); or a policy itself.
     """
 
     stacked_sublayers: Any
     stack_axis: str = dataclasses.field(metadata={"pytree_node": False})
     stack_axis_size: int = dataclasses.field(metadata={"pytree_node": False})
     unroll: int = dataclasses.field(default=1, metadata={"pytree_node": False})
-    checkpoint: str | Callable[..., Any] | None = dataclasses.field(
-        default=None, metadata={"pytree_node": False}
-    )
+    checkpoint: Checkpoint = dataclasses.field(default=None, metadata={"pytree_node": False})
 
     def __call__(self, argument: Any, /, **side_inputs: Any) -> Any:
         """Runs the blocks in order.
@@ -129,10 +129,10 @@ class LayerStack(Layer):
             argument,
             side_inputs,
             _scan_stack.Loop(self.stack_axis, self.stack_axis_size, self.unroll, self.checkpoint),
-            self._is_shared,
+            self.is_shared,
         )
 
-    def _is_shared(self, variable: StateVariable[Any]) -> bool:
+    def is_shared(self, variable: StateVariable[Any]) -> bool:
         """Whether all blocks share a state variable of the block.
 
         Raises:
@@ -167,7 +167,7 @@ class LayerStack(Layer):
         *,
         is_shared_state: Callable[[StateVariable[Any]], bool] = lambda _: False,
         unroll: int = 1,
-        checkpoint: str | Callable[..., Any] | None = None,
+        checkpoint: Checkpoint = None,
     ) -> Self:
         """Builds a stack by running a block's builder once, vmapped over keys.
 

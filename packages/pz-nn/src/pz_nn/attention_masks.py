@@ -1,0 +1,175 @@
+"""Attention masks beyond the causal ones: bidirectional, prefix, packed documents, windows with sinks.
+
+All follow `ApplyAttentionMask`: they compare positions, and a key at position -1 is never attended.
+
+    ApplyBidirectionalAttentionMask(-1e30)                    # encoders, and cross-attention
+    ApplyPrefixAttentionMask(-1e30)                           # prefix language models
+    ApplyPackedDocumentAttentionMask(-1e30)                   # several documents in one row
+    ApplySlidingWindowWithSinksAttentionMask(-1e30, 1024, 4)  # streaming with attention sinks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pz_core.struct import pytree_dataclass
+from pz_named import named_axes as nx
+from pz_nn._attention_positions import (
+    key_positions,
+    named_side_input,
+    query_and_key_positions,
+)
+from pz_nn._side_inputs import required
+from pz_nn.attention import ApplyAttentionMask
+
+__all__ = [
+    "ApplyBidirectionalAttentionMask",
+    "ApplyPackedDocumentAttentionMask",
+    "ApplyPrefixAttentionMask",
+    "ApplySlidingWindowWithSinksAttentionMask",
+]
+
+
+@pytree_dataclass
+class ApplyBidirectionalAttentionMask(ApplyAttentionMask):
+    """Lets each query see every key that is no padding: keep iff k >= 0.
+
+    In cross-attention, `kv_positions_input_name` names the positions of the other sequence.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        kv_positions_input_name: Side input with the keys' positions, with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+    """
+
+    masked_out_value: Any
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """k >= 0, {..., kv_seq}."""
+        keep: nx.NamedArrayBase = key_positions(self, side_inputs) >= 0
+        return keep
+
+
+@pytree_dataclass
+class ApplyPrefixAttentionMask(ApplyAttentionMask):
+    """Causal, but every query sees the whole prefix: keep iff (q >= k or k < prefix) and k >= 0.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        prefix_length_input_name: Side input with the length of the prefix: an integer, or a named array
+            of integers with batch axes.
+        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
+        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+
+    Reference: Raffel et al., "Exploring the Limits of Transfer Learning" (2020), figure 3.
+    """
+
+    masked_out_value: Any
+    prefix_length_input_name: str = dataclasses.field(
+        default="prefix_length", metadata={"pytree_node": False}
+    )
+    query_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """(q >= k or k < prefix) and k >= 0, {..., seq, kv_seq}."""
+        query, key = query_and_key_positions(self, side_inputs)
+        prefix = required(dict(side_inputs), self.prefix_length_input_name, type(self).__name__)
+        keep: nx.NamedArrayBase = ((query >= key) | (key < prefix)) & (key >= 0)
+        return keep
+
+
+@pytree_dataclass
+class ApplyPackedDocumentAttentionMask(ApplyAttentionMask):
+    """Causal within documents packed into one row: keep iff q >= k, k >= 0 and doc(q) = doc(k).
+
+    Positions may start again at 0 in each document, as rotary embeddings want.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        document_ids_input_name: Side input with the document that each token belongs to, integers with
+            the axis `seq_axis`.
+        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
+        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+        causal: Whether a token sees only tokens before it in its document.
+    """
+
+    masked_out_value: Any
+    document_ids_input_name: str = dataclasses.field(
+        default="document_ids", metadata={"pytree_node": False}
+    )
+    query_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+    causal: bool = dataclasses.field(default=True, metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """q >= k, k >= 0 and doc(q) = doc(k), {..., seq, kv_seq}."""
+        query, key = query_and_key_positions(self, side_inputs)
+        ids = named_side_input(self, side_inputs, self.document_ids_input_name, self.seq_axis)
+        keep: Any = (ids == ids.untag(self.seq_axis).tag(self.kv_seq_axis)) & (key >= 0)
+        if self.causal:
+            keep = keep & (query >= key)
+        typed: nx.NamedArrayBase = keep
+        return typed
+
+
+@pytree_dataclass
+class ApplySlidingWindowWithSinksAttentionMask(ApplyAttentionMask):
+    """A causal sliding window that never loses the first tokens.
+
+    Keep iff q >= k, k >= 0, and q - k < window or k < sinks.
+
+    Attributes:
+        masked_out_value: What stands in masked places.
+        sliding_window_size: The window, at least 1.
+        num_sink_tokens: How many tokens at the beginning every query sees.
+        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
+        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
+        seq_axis: The axis of tokens.
+        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
+
+    Reference: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023).
+    """
+
+    masked_out_value: Any
+    sliding_window_size: Any
+    num_sink_tokens: Any
+    query_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    kv_positions_input_name: str = dataclasses.field(
+        default="token_positions", metadata={"pytree_node": False}
+    )
+    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
+    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
+
+    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """q >= k, k >= 0, and q - k < window or k < sinks, {..., seq, kv_seq}."""
+        query, key = query_and_key_positions(self, side_inputs)
+        seen = (query - key < self.sliding_window_size) | (key < self.num_sink_tokens)
+        keep: nx.NamedArrayBase = (query >= key) & seen & (key >= 0)
+        return keep

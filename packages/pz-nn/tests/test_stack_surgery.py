@@ -1,0 +1,283 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from block_zoo import (
+    CAPACITY,
+    ZOO,
+    CountCalls,
+    F,
+    P,
+    affine,
+    attention,
+    caching,
+    gated_mlp,
+    sliding_block,
+)
+from nn_helpers import assert_close, axis_order, named, raises, raw
+
+from pz_core.random_stream import RandomStream
+from pz_core.selectors import select
+from pz_core.variables import (
+    Parameter,
+    ParameterSlot,
+    StateVariable,
+    freeze_variables,
+    unbind_variables,
+    variable_jit,
+)
+from pz_named import named_axes as nx
+from pz_nn.attention import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
+from pz_nn.basic_ops import Elementwise
+from pz_nn.combinators import Residual
+from pz_nn.embeddings import ApplyRoPE
+from pz_nn.grouping import Identity, Sequential
+from pz_nn.layer_stack import LayerStack, LayerStackVarBehavior
+from pz_nn.stack_surgery import SuperBlock, restack, unstack
+
+DEPTH = 3
+
+
+def stack_of(builder, key, depth=DEPTH):
+    return LayerStack.from_sublayer_builder(builder, "blocks", depth, key, {"name": "net/blocks"})
+
+
+call = variable_jit(lambda layer, x, side: layer(x, **side))
+
+
+def run(layer, seq=3):
+    x = named(0, {"batch": 2, "seq": seq, "f": F})
+    filled = jnp.where(jnp.arange(CAPACITY) < seq, jnp.arange(CAPACITY), -1)
+    side = {
+        "token_positions": nx.arange("seq", seq),
+        "kv_positions": nx.wrap(filled, "seq"),
+        "end": 0,
+        "random_stream": RandomStream.from_base_key(jax.random.key(3)),
+    }
+    return raw(call(layer, x, side), "batch", "seq", "f")
+
+
+def variables_of(tree):
+    return {variable.label: variable for variable in unbind_variables(tree)[1]}
+
+
+def assert_same_variables(a, b):
+    assert set(a) == set(b)
+    for label, variable in a.items():
+        left = jax.tree.leaves(variable.value, is_leaf=nx.is_namedarray)
+        right = jax.tree.leaves(b[label].value, is_leaf=nx.is_namedarray)
+        for x, y in zip(left, right, strict=True):
+            assert axis_order(x) == axis_order(y)
+            assert_close(raw(x), raw(y), 0.0)
+        assert variable.metadata == b[label].metadata
+
+
+@pytest.mark.parametrize("builder", ZOO, ids=lambda b: b.__name__)
+def test_round_trip(builder, key):
+    """unstack and restack give back structure, values, labels and metadata."""
+    stack = stack_of(builder, key)
+    blocks = unstack(stack)
+    assert isinstance(blocks, Sequential)
+    labels = set(variables_of(blocks))
+    assert labels == {
+        label.replace("/blocks", f"/block_{i}")
+        for label in variables_of(stack)
+        for i in range(DEPTH)
+    }
+    assert not any(
+        "blocks" in v.value.named_shape
+        for v in variables_of(blocks).values()
+        if nx.is_namedarray(v.value)
+    )
+    back = restack(blocks, "blocks")
+    if not any(
+        isinstance(v, StateVariable) and v.value is None for v in variables_of(stack).values()
+    ):
+        assert_same_variables(variables_of(back), variables_of(stack))
+    assert jax.tree.structure(unbind_variables(back)[0]) == jax.tree.structure(
+        unbind_variables(stack)[0]
+    )
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("builder", [gated_mlp, caching], ids=lambda b: b.__name__)
+def test_separate_blocks_compute_the_same(builder, key):
+    stack = stack_of(builder, key, 2)
+    blocks = unstack(stack)
+    assert_close(run(blocks), run(stack))
+    again = restack(unstack(stack), "blocks", unroll=2, checkpoint="nothing_saveable")
+    assert (again.unroll, again.checkpoint) == (2, "nothing_saveable")
+    assert_close(run(again, seq=1) * 0, run(stack, seq=1) * 0)
+
+
+def test_frozen_values_and_slots_are_relabelled(key):
+    for stack in (freeze_variables(stack_of(affine, key)), stack_of(affine, None)):
+        blocks = unstack(stack)
+        back = restack(blocks, "blocks")
+        assert jax.tree.structure(back) == jax.tree.structure(stack)
+    slots = jax.tree.leaves(blocks, is_leaf=lambda x: isinstance(x, ParameterSlot))
+    assert slots[0] == ParameterSlot("net/block_0/Linear.weights")
+    assert slots[-1] == ParameterSlot(f"net/block_{DEPTH - 1}/AddBias.bias")
+
+
+def test_what_blocks_share_stays_shared(key):
+    shared = Parameter(label="tied", value=nx.ones({"f": F}))
+    own = Parameter(label="net/blocks.w", value=nx.ones({"blocks": 2, "f": F}))
+    count = StateVariable(
+        0.0, label="n", metadata={"layerstack_axes": {"blocks": LayerStackVarBehavior.SHARED}}
+    )
+
+    block = Sequential([shared, own, CountCalls(count), Elementwise(jnp.tanh)])
+    stack = LayerStack(block, "blocks", 2)
+    blocks = unstack(stack).sublayers
+    assert blocks[0].sublayers[0] is blocks[1].sublayers[0] is shared
+    assert blocks[0].sublayers[2].count is blocks[1].sublayers[2].count is count
+    assert [b.sublayers[1].label for b in blocks] == ["net/block_0.w", "net/block_1.w"]
+    back = restack(blocks, "blocks").stacked_sublayers
+    assert back.sublayers[0] is shared
+    assert back.sublayers[2].count is count
+    assert back.sublayers[1].value.named_shape == {"blocks": 2, "f": F}
+
+
+def test_made_up_labels_and_numbers(key):
+    def builder(name, init_base_rng):
+        return CountCalls(StateVariable(nx.wrap(jnp.array(0.0))))
+
+    stack = stack_of(builder, key)
+    (label,) = variables_of(stack)
+    blocks = unstack(stack)
+    assert len(variables_of(blocks)) == DEPTH
+    assert list(variables_of(restack(blocks, "blocks"))) == [label]
+    masks = [ApplyCausalSlidingWindowAttentionMask(-1e30, window) for window in (1, 5)]
+    joined = restack(masks, "blocks").stacked_sublayers
+    assert raw(joined.sliding_window_size).tolist() == [1, 5]
+    assert joined.masked_out_value == -1e30
+
+
+def test_a_part_of_a_sequential_can_be_stacked(key):
+    blocks = unstack(stack_of(affine, key, 4)).sublayers
+    part = restack(blocks[1:3], "blocks", first_index=1)
+    assert list(variables_of(part)) == list(variables_of(stack_of(affine, key)))
+    assert_close(run(Sequential([blocks[0], part, blocks[3]])), run(Sequential(blocks)))
+
+
+# --- blocks of different kinds ----------------------------------------------------------------------
+
+
+def alternating(key, count, *, no_rope=()):
+    """Local and global attention in turn, with different wavelengths, as in Gemma 3."""
+    blocks = []
+    for i, block_key in enumerate(jax.random.split(key, count)):
+        local = i % 2 == 0
+        mask = (
+            ApplyCausalSlidingWindowAttentionMask(-1e30, 2)
+            if local
+            else ApplyCausalAttentionMask(-1e30)
+        )
+        block = attention(f"net/block_{i}", block_key, mask=mask)
+        rope = (
+            Identity()
+            if i in no_rope
+            else ApplyRoPE("p", 50.0 if local else 1000.0, "token_positions", 1.0 if local else 4.0)
+        )
+        block = select(block).at_instances_of(ApplyRoPE).set(rope)
+        blocks.append(Residual(block))
+    return blocks
+
+
+@pytest.mark.parametrize("count, no_rope", [(4, ()), (5, ()), (4, (1, 3))])
+def test_both_forms_of_heterogeneous_depth_compute_the_same(count, no_rope, key):
+    blocks = alternating(key, count, no_rope=no_rope)
+    expected = run(Sequential(blocks), seq=5)
+    super_block = restack(blocks, "blocks", "super_block")
+    scanned = restack(blocks, "blocks", "scanned")
+    assert_close(run(super_block, seq=5), expected)
+    assert_close(run(scanned, seq=5), expected)
+    stack = super_block.sublayers[0] if count % 2 else super_block
+    assert isinstance(stack.stacked_sublayers, SuperBlock)
+    assert stack.stack_axis_size == count // 2
+    assert scanned.stack_axis_size == count
+    labels = variables_of(stack)
+    assert "net/blocks/0/query.weights" in labels
+    assert "net/blocks/1/query.weights" in labels
+    separate = unstack(stack)
+    assert set(variables_of(separate)) == set(variables_of(blocks[: 2 * (count // 2)]))
+    assert_close(
+        run(Sequential([*separate.sublayers, *blocks[2 * (count // 2) :]]), seq=5), expected
+    )
+
+
+def test_blocks_of_one_kind_make_a_plain_stack_in_every_form(key):
+    blocks = unstack(stack_of(sliding_block, key, 2))
+    plain = restack(blocks, "blocks")
+    for form in ("super_block", "scanned"):
+        stack = restack(blocks, "blocks", form)
+        assert jax.tree.structure(freeze_variables(stack)) == jax.tree.structure(
+            freeze_variables(plain)
+        )
+
+
+def test_scanned_form_without_arrays_needs_sizes():
+    blocks = [ApplyRoPE("p", wavelength, "token_positions") for wavelength in (10.0, 1000.0)]
+    with raises(ValueError, "'p'", "axis_sizes"):
+        restack(blocks, "blocks", "scanned")
+    stack = restack(blocks, "blocks", "scanned", axis_sizes={"p": P})
+    assert stack.stacked_sublayers.frequencies.named_shape == {"blocks": 2, "p": P // 2}
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+def test_label_errors(key):
+    stack = LayerStack.from_sublayer_builder(affine, "blocks", 2, key, {"name": "decoder"})
+    with raises(ValueError, "'decoder/Linear.weights'", "'blocks'", "stacked_name"):
+        unstack(stack)
+    blocks = unstack(stack, stacked_name="decoder", block_name="layer{i}")
+    with raises(ValueError, "block_0", "'layer0/Linear.weights'", "block_name"):
+        restack(blocks, "blocks")
+    back = restack(blocks, "blocks", stacked_name="decoder", block_name="layer{i}")
+    assert_same_variables(variables_of(back), variables_of(stack))
+
+
+def test_structure_errors(key):
+    one, other = alternating(key, 2)
+    with raises(ValueError, "blocks 0 and 1", "super_block", "scanned"):
+        restack([one, other], "blocks")
+    with raises(ValueError, "at least one block"):
+        restack([], "blocks")
+    with raises(ValueError, "'superblock'"):
+        restack([one, other], "blocks", "superblock")
+    mlp = gated_mlp("net/block_1", key)
+    with raises(ValueError, "blocks 0 and 1", "super_block"):
+        restack([one, mlp], "blocks", "scanned")
+    with raises(ValueError, "ApplyCausalAttentionMask", "Identity", "super_block"):
+        restack(
+            [Sequential([Identity()]), Sequential([ApplyCausalAttentionMask(0.0)])],
+            "blocks",
+            "scanned",
+        )
+    ropes = [ApplyRoPE("p", 10.0, name) for name in ("token_positions", "others")]
+    with raises(ValueError, "more than their frequencies"):
+        restack(ropes, "blocks", "scanned", axis_sizes={"p": 4})
+    restack([one, mlp], "blocks", "super_block")
+
+
+def test_joining_errors():
+    def weights(**sizes):
+        return Sequential([nx.ones(sizes)])
+
+    with raises(ValueError, "{'f': 2}", "{'f': 3}", "equal sizes"):
+        restack([weights(f=2), weights(f=3)], "blocks")
+    with raises(ValueError, "'blocks'", "another stack_axis"):
+        restack([weights(blocks=2), weights(blocks=2)], "blocks")
+    with raises(ValueError, "can therefore", "named array"):
+        restack([Sequential([jnp.zeros(2)]), Sequential([jnp.ones(2)])], "blocks")
+    parameter = Parameter(label="w", value=nx.ones({"f": 2}))
+    with raises(ValueError, "Parameter", "different things"):
+        restack([Sequential([parameter]), Sequential([nx.ones({})])], "blocks")
+    states = [StateVariable(None, label="s"), StateVariable(nx.ones({}), label="s")]
+    with raises(ValueError, "one structure", "Run all blocks"):
+        restack([Sequential([state]) for state in states], "blocks")
+    with raises(ValueError, "named arrays", "Wrap"):
+        restack([Sequential([StateVariable(jnp.ones(i), label="s")]) for i in (1, 1)], "blocks")
+    equal = restack([Sequential([jnp.ones(2)]), Sequential([jnp.ones(2)])], "blocks")
+    assert equal.stacked_sublayers.sublayers[0].shape == (2,)
