@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,15 +15,23 @@ from treescope import (
     lowering,
     ndarray_adapters,
     rendering_parts,
+    type_registries,
 )
 from treescope.external import jax_support, numpy_support
 
 from pz_named.named_axes import NamedArray, NamedArrayBase
+from pz_viz._lazy_text import LazyText
 from pz_viz._markup import visible
 from pz_viz._statistics import statistics_text
 from pz_viz.host_copies import unreadable_reason
 
-__all__ = ["NamedArrayAdapter", "handle_named_array", "summary_and_content"]
+__all__ = [
+    "DataInside",
+    "NamedArrayAdapter",
+    "handle_data_inside",
+    "handle_named_array",
+    "summary_and_content",
+]
 
 MOST_REPR_ELEMENTS = 100
 """A positional array of at most this many elements may stand for itself in the summary."""
@@ -64,12 +75,17 @@ def _own_repr(array: NamedArrayBase) -> str | None:
     return None if "\n" in text else text
 
 
-def summary_and_content(array: NamedArrayBase, inspect_device_data: bool = True) -> tuple[str, str]:
+def summary_and_content(
+    array: NamedArrayBase,
+    inspect_device_data: bool = True,
+    statistics: Callable[[], str] | None = None,
+) -> tuple[str, str]:
     """The summary of a valid named array and the name of what it wraps.
 
     Args:
       array: A named array for which `check_valid` passes.
       inspect_device_data: Whether the data may be read.
+      statistics: Computes the statistics; None reads the data.
 
     Returns:
       For example `("float32(| a:2) ≈0.0 ±1.0 …", "jax.Array")`.
@@ -79,17 +95,61 @@ def summary_and_content(array: NamedArrayBase, inspect_device_data: bool = True)
         text = _own_repr(array)
         if text is not None:
             return text, content
-        return shape_text(array) + statistics_text(array.data_array), content
+        told = statistics_text(array.data_array) if statistics is None else statistics()
+        return shape_text(array) + told, content
     return shape_text(array), content
 
 
-def _field_children(array: NamedArrayBase, path: str | None, render: Any) -> list[Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataInside:
+    """The data of a named array on its way through treescope's renderer.
+
+    Attributes:
+      data: The jax array.
+      statistics: Computes what the summary says of it, once for both places where that stands.
+    """
+
+    data: jax.Array
+    statistics: Callable[[], str]
+
+
+def handle_data_inside(node: DataInside, path: str | None, subtree_renderer: Any) -> Any:
+    """Draws as treescope draws a jax array, with values that are printed only where they show."""
+    handler = type_registries.lookup_treescope_handler_for_type(type(node.data))
+    if handler is not jax_support.render_jax_arrays or node.data.size == 0:
+        return subtree_renderer(node.data, path=path)
+    brackets = (_fold(collapsed=_text("<"), expanded=_text("# ")), _fold(collapsed=_text(">")))
+    name = f"jax.Array {dtype_util.get_dtype_name(node.data.dtype)}{node.data.shape!r}"
+
+    def line(statistics: str) -> Any:
+        words = rendering_parts.siblings(brackets[0], name, statistics, brackets[1])
+        return rendering_parts.abbreviation_color(
+            rendering_parts.comment_color_when_expanded(words)
+        )
+
+    return rendering_parts.build_custom_foldable_tree_node(
+        label=lowering.maybe_defer_rendering(
+            main_thunk=lambda _: line(node.statistics()), placeholder_thunk=lambda: line("")
+        ),
+        contents=_fold(
+            expanded=rendering_parts.indented_children(
+                [LazyText(lambda: jax_support.faster_array_repr(node.data))]
+            )
+        ),
+        path=path,
+        expand_state=rendering_parts.ExpandState.COLLAPSED,
+    )
+
+
+def _field_children(
+    array: NamedArrayBase, statistics: Callable[[], str], path: str | None, render: Any
+) -> list[Any]:
     style = "font-style:italic;color:var(--pz-field,#00225f)"
     data_path = None if path is None else f"{path}.data_array"
-    data = (
-        rendering_parts.custom_style(_text("data_array="), style),
-        render(array.data_array, path=data_path),
-    )
+    data = array.data_array
+    if content_name(data) == "jax.Array" and not data.is_deleted():
+        data = DataInside(data, statistics)
+    name = rendering_parts.custom_style(_text("data_array="), style)
     if isinstance(array, NamedArray):
         sizes = ", ".join(f"{visible(repr(k))}: {v}" for k, v in array.named_axes.items())
         axes = rendering_parts.siblings(
@@ -101,7 +161,8 @@ def _field_children(array: NamedArrayBase, path: str | None, render: Any) -> lis
     else:
         names = ("data_shape", "data_axis_for_logical_axis", "data_axis_for_name")
         fields = [_text(f"{name}={visible(repr(getattr(array, name)))}") for name in names]
-    last = rendering_parts.build_full_line_with_annotations(*data, _LAST_COMMA)
+    drawn = render(data, path=data_path)
+    last = rendering_parts.build_full_line_with_annotations(name, drawn, _LAST_COMMA)
     return [*(rendering_parts.siblings(field, _COMMA) for field in fields), last]
 
 
@@ -132,10 +193,11 @@ def handle_named_array(node: NamedArrayBase, path: str | None, subtree_renderer:
         node.check_valid()
     except (ValueError, AttributeError):  # after a tree map the leaf may be anything
         return NotImplemented
-    children = _field_children(node, path, subtree_renderer)
+    statistics = functools.cache(functools.partial(statistics_text, node.data_array))
+    children = _field_children(node, statistics, path, subtree_renderer)
     # The summary reads the data, so that a notebook gets the structure first and this later.
     label = lowering.maybe_defer_rendering(
-        main_thunk=lambda _: _label(node, *summary_and_content(node)),
+        main_thunk=lambda _: _label(node, *summary_and_content(node, True, statistics)),
         placeholder_thunk=lambda: rendering_parts.deferred_placeholder_style(
             _label(node, *summary_and_content(node, inspect_device_data=False))
         ),

@@ -19,6 +19,7 @@ HANDLERS = {
     NamedArrayBase: _arrays.handle_named_array,
     NamedArray: _arrays.handle_named_array,
     NamedArrayView: _arrays.handle_named_array,
+    _arrays.DataInside: _arrays.handle_data_inside,
     shapecheck.ArraySpec: _specs.handle_array_spec,
     shapecheck.Wildcard: _specs.handle_wildcard,
     selectors.Selection: selections.handle_selection,
@@ -40,6 +41,7 @@ def install() -> None:
     for kind in (NamedArrayBase, NamedArray, NamedArrayView):
         type_registries.NDARRAY_ADAPTER_REGISTRY.setdefault(kind, adapter)
         type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(kind, True)
+    type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(_arrays.DataInside, True)
     try:
         display_hook.selection_display()
     except ImportError:

@@ -27,6 +27,18 @@ _level: contextvars.ContextVar[int] = contextvars.ContextVar("pz_viz_level", def
 
 _NODE_FIELD_STYLE = "font-style:italic;color:var(--pz-field,#00225f)"
 
+LONGEST_LITERAL = 60
+MOST_LITERAL_ITEMS = 8
+
+_LITERAL_COLORS: dict[type, str | None] = {
+    str: "color:var(--pz-string,#a31515)",
+    int: "color:var(--pz-number,#098156)",
+    float: "color:var(--pz-number,#098156)",
+    bool: "color:var(--pz-keyword,#0000ff)",
+    type(None): "color:var(--pz-keyword,#0000ff)",
+    tuple: None,
+}
+
 _text = rendering_parts.text
 _fold = rendering_parts.fold_condition
 _COMMA = rendering_parts.siblings(",", _fold(collapsed=_text(" ")))
@@ -114,6 +126,34 @@ def role_note(node: Any) -> Any | None:
     return None if kind is None else rendering_parts.comment_color(_text(f" # {kind}"))
 
 
+@functools.lru_cache(maxsize=4096)
+def _literal_of(kind: type, text: str) -> Any:
+    """The part of a literal; immutable, so every place where it stands may share it."""
+    color = _LITERAL_COLORS[kind]
+    return _text(text) if color is None else rendering_parts.custom_style(_text(text), color)
+
+
+def _literal(value: Any) -> Any | None:
+    """A small literal as one part; None for anything else.
+
+    It has no button that copies its path: nothing can be selected in a static field.
+    """
+    kind = type(value)
+    if kind in _LITERAL_COLORS and kind is not tuple:
+        text = repr(value)
+        return _literal_of(kind, text) if len(text) <= LONGEST_LITERAL else None
+    if kind is dict and not value:
+        return _literal_of(tuple, "{}")
+    if kind is not tuple or len(value) > MOST_LITERAL_ITEMS:
+        return None
+    parts = [_literal(item) for item in value]
+    if None in parts:
+        return None
+    comma = _literal_of(tuple, ", ")
+    inner = [piece for i, part in enumerate(parts) for piece in ((comma, part) if i else (part,))]
+    return rendering_parts.siblings("(", *inner, ",)" if len(parts) == 1 else ")")
+
+
 def child_lines(
     values: Sequence[tuple[FieldLine, Any]], missing: set[str], path: str | None, render: Any
 ) -> list[Any]:
@@ -129,7 +169,8 @@ def child_lines(
             lines.append(_fold(expanded=rendering_parts.comment_color(_text(note))))
             continue
         child_path = None if path is None else f"{path}.{field.name}"
-        pieces = [name, render(value, path=child_path)]
+        literal = None if field.is_node else _literal(value)
+        pieces = [name, render(value, path=child_path) if literal is None else literal]
         if plain:
             pieces.append(_COMMA if i < len(values) - 1 else _LAST_COMMA)
         else:
