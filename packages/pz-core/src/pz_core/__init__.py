@@ -14,6 +14,9 @@ from pz_core.struct import StructStaticMetadata as StructStaticMetadata
 from pz_core.struct import is_pytree_dataclass_type as is_pytree_dataclass_type
 from pz_core.struct import is_pytree_node_field as is_pytree_node_field
 from pz_core.struct import pytree_dataclass as pytree_dataclass
+from pz_core.tree_diff import TreeDiff as TreeDiff
+from pz_core.tree_diff import diff as diff
+from pz_core.tree_diff import patch as patch
 from pz_core.tree_util import pretty_keystr as pretty_keystr
 from pz_core.variable_transforms import variable_cond as variable_cond
 from pz_core.variable_transforms import variable_grad as variable_grad
@@ -70,18 +73,21 @@ __all__ = [
     "StateVariableValue",
     "Struct",
     "StructStaticMetadata",
+    "TreeDiff",
     "UnboundVariableError",
     "VariableConflictError",
     "VariableLabel",
     "bind_variables",
     "color_from_string",
     "combine",
+    "diff",
     "freeze_params",
     "freeze_state_vars",
     "freeze_variables",
     "is_pytree_dataclass_type",
     "is_pytree_node_field",
     "oklch_color",
+    "patch",
     "pretty_keystr",
     "pytree_dataclass",
     "scoped_auto_state_var_labels",

@@ -28,6 +28,7 @@ import jax
 
 from pz_core._leaf_comparison import equal_leaves, fingerprint, is_array, max_abs_difference
 from pz_core._nodes import children_of, keys_of, same_level, with_changes
+from pz_core._places import Place, root_place
 from pz_core._selection_text import path_text
 from pz_core._struct_codegen import node_functions
 from pz_core._text import describe_type, one_line
@@ -420,15 +421,21 @@ def _compare_sequences(path: KeyPath, a: Sequence[Any], b: Sequence[Any]) -> lis
 
 
 def _opcodes(a: Sequence[Any], b: Sequence[Any]) -> Sequence[tuple[str, int, int, int, int]]:
+    """Returns what `difflib` finds between the identical items at both ends."""
     start, end = 0, min(len(a), len(b))
     while start < end and a[start] is b[start]:
         start += 1
-    if len(a) == len(b) == start:
-        return []
-    matcher = difflib.SequenceMatcher(
-        None, [fingerprint(x) for x in a], [fingerprint(x) for x in b], autojunk=False
+    tail = 0
+    while tail < end - start and a[-1 - tail] is b[-1 - tail]:
+        tail += 1
+    middle_a, middle_b = (
+        [fingerprint(x) for x in items[start : len(items) - tail]] for items in (a, b)
     )
-    return matcher.get_opcodes()
+    matcher = difflib.SequenceMatcher(None, middle_a, middle_b, autojunk=False)
+    return [
+        (tag, a0 + start, a1 + start, b0 + start, b1 + start)
+        for tag, a0, a1, b0, b1 in matcher.get_opcodes()
+    ]
 
 
 def _pairs_by_type(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[int, int]]:
@@ -468,12 +475,14 @@ class _ContainerEdits:
     """What happens to one node of the tree.
 
     Attributes:
+      place: Where it is.
       children: New children by index.
       removed: Indices of children to remove.
       added: New items by index or key in the result.
       static: New values of static fields.
     """
 
+    place: Place
     children: dict[int, Any] = dataclasses.field(default_factory=dict)
     removed: set[int] = dataclasses.field(default_factory=set)
     added: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
@@ -484,10 +493,10 @@ class _Patcher:
     """Applies the changes of one diff, deepest nodes first."""
 
     def __init__(self, tree: Any, diff: TreeDiff) -> None:
-        self._tree = tree
+        self._root = root_place(tree)
         self._changes = diff.changes
-        self._nodes: dict[KeyPath, Any] = {(): tree}
-        self._indices: dict[KeyPath, dict[Any, int]] = {}
+        self._steps: dict[int, dict[Any, Place]] = {}  # a place's id -> the places one step below
+        self._edits: list[dict[int, _ContainerEdits]] = [{}]  # by depth, then by place's id
         self._variables = [
             entry.unfreeze_as_copy()
             if isinstance(entry, AbstractVariableValue)
@@ -496,7 +505,7 @@ class _Patcher:
         ]
 
     def _existing_variable(self, path: KeyPath) -> AbstractVariable:
-        variable = self._node(path)
+        variable = self._place(path)[2]
         if not isinstance(variable, AbstractVariable):
             raise PatchError(
                 f"patch: at {path_text(path)} the diff expects a variable, the tree has a "
@@ -504,27 +513,30 @@ class _Patcher:
             )
         return variable
 
-    def _node(self, path: KeyPath) -> Any:
-        for depth in range(1, len(path) + 1):
-            if path[:depth] not in self._nodes:
-                parent = path[: depth - 1]
-                index = self._index(parent, path[depth - 1])
-                self._nodes[path[:depth]] = (children_of(self._nodes[parent]) or ())[index]
-        return self._nodes[path]
+    def _place(self, path: KeyPath) -> Place:
+        place = self._root
+        for depth, key in enumerate(path):
+            below = self._steps.get(id(place))
+            if below is None:
+                children = children_of(place[2])
+                keys = keys_of(place[2]) if children else ()
+                below = self._steps[id(place)] = {
+                    k: (place, i, child)
+                    for i, (k, child) in enumerate(zip(keys, children or (), strict=True))
+                }
+            if key not in below:
+                raise PatchError(
+                    f"patch: the tree has nothing at {path_text(path[: depth + 1])}; at "
+                    f"{path_text(path[:depth])} it has a {describe_type(place[2])}. Apply the diff "
+                    f"to a tree like its first one."
+                )
+            place = below[key]
+        return place
 
-    def _index(self, parent: KeyPath, key: Any) -> int:
-        if parent not in self._indices:
-            node = self._nodes[parent]
-            keys = keys_of(node) if children_of(node) is not None else ()
-            self._indices[parent] = {key: index for index, key in enumerate(keys)}
-        index = self._indices[parent].get(key)
-        if index is None:
-            raise PatchError(
-                f"patch: the tree has nothing at {path_text((*parent, key))}; at "
-                f"{path_text(parent)} it has a {describe_type(self._nodes[parent])}. Apply the "
-                f"diff to a tree like its first one."
-            )
-        return index
+    def _edits_of(self, place: Place, depth: int) -> _ContainerEdits:
+        while len(self._edits) <= depth:
+            self._edits.append({})
+        return self._edits[depth].setdefault(id(place), _ContainerEdits(place))
 
     def _with_variables(self, node: Any) -> Any:
         return jax.tree.map(
@@ -532,46 +544,33 @@ class _Patcher:
             node,
         )
 
-    @staticmethod
-    def _parent_edits(edits: dict[KeyPath, _ContainerEdits], change: Change) -> _ContainerEdits:
-        return edits.setdefault(change.path[:-1], _ContainerEdits())
-
-    def _own_index(self, change: Change) -> int:
-        return self._index(change.path[:-1], change.path[-1])
-
     def run(self) -> Any:
         """Returns the changed tree."""
-        edits: dict[KeyPath, _ContainerEdits] = {}
         for change in self._changes:
-            node = self._node(change.path)
-            _check_fits(change, node)
+            place, depth = self._place(change.path), len(change.path)
+            _check_fits(change, place[2])
             if isinstance(change, Added):
-                own = edits.setdefault(change.path, _ContainerEdits())
-                own.added.append((change.key, self._with_variables(change.node)))
+                node = self._with_variables(change.node)
+                self._edits_of(place, depth).added.append((change.key, node))
             elif isinstance(change, StaticChanged):
-                edits.setdefault(change.path, _ContainerEdits()).static[change.field] = change.after
+                self._edits_of(place, depth).static[change.field] = change.after
             elif isinstance(change, Removed):
-                self._parent_edits(edits, change).removed.add(self._own_index(change))
+                self._edits_of(place[0], depth - 1).removed.add(place[1])
             elif isinstance(change, Replaced | ArrayChanged | VariableChanged):
                 after = self._with_variables(change.after)
-                if not change.path:
+                if not depth:
                     return after
-                self._parent_edits(edits, change).children[self._own_index(change)] = after
-        return self._rebuilt(edits)
+                self._edits_of(place[0], depth - 1).children[place[1]] = after
+        return self._rebuilt()
 
-    def _rebuilt(self, edits: dict[KeyPath, _ContainerEdits]) -> Any:
-        by_depth: dict[int, list[KeyPath]] = {}
-        for path in edits:
-            by_depth.setdefault(len(path), []).append(path)
-        for depth in range(max(by_depth, default=0), 0, -1):
-            for path in by_depth.get(depth, ()):
-                parent = path[:-1]
-                if parent not in edits:
-                    edits[parent] = _ContainerEdits()
-                    by_depth.setdefault(depth - 1, []).append(parent)
-                index = self._index(parent, path[-1])
-                edits[parent].children[index] = _edited_container(self._nodes[path], edits[path])
-        return _edited_container(self._tree, edits[()]) if () in edits else self._tree
+    def _rebuilt(self) -> Any:
+        for depth in range(len(self._edits) - 1, 0, -1):
+            for edits in self._edits[depth].values():
+                place = edits.place
+                parent = self._edits_of(place[0], depth - 1)
+                parent.children[place[1]] = _edited_container(place[2], edits)
+        at_root = self._edits[0].get(id(self._root))
+        return self._root[2] if at_root is None else _edited_container(self._root[2], at_root)
 
 
 def _check_fits(change: Change, node: Any) -> None:
