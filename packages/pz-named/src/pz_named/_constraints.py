@@ -188,7 +188,7 @@ def _inlined_axes(constraint: Constraint, bindings: Bindings) -> tuple[dict[Any,
         for axis, size in known.value.items():
             if axis in axes:
                 raise _Conflict(
-                    f"key conflict: {dim_text(group)} is {known.value!r} from {known.origin}, and "
+                    f"key conflict: {{**{group.name}}} is {known.value!r} from {known.origin}, and "
                     f"its axis {axis!r} is in the pattern ({shape_text((), constraint.pattern)}) "
                     "already"
                 )

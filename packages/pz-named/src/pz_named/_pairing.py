@@ -51,7 +51,7 @@ def pairs_of(value: Any, pattern: Any, path: tuple[Any, ...] = ()) -> Iterator[P
         yield Pair(text, value, pattern)
         return
     found, found_structure = ([], None) if is_namedarray(value) else _children(value)
-    if found_structure == wanted_structure:
+    if found_structure is not None and found_structure == wanted_structure:
         for (key, child), (_, child_pattern) in zip(found, wanted, strict=True):
             yield from pairs_of(child, child_pattern, (*path, *key))
         return
