@@ -1,49 +1,15 @@
 """Pages are valid, self-contained, escaped and bounded."""
 
-import html.parser
 import re
 
 import numpy as np
 import pytest
 import treescope
-from viz_hostile import hostile_views
+from viz_hostile import checked, hostile_views
 from viz_samples import HOSTILE, Chain, Span, linear
 
 import pz_viz
 from pz_viz._markup import visible
-
-VOID = {"meta", "input", "img", "br", "hr", "link"}
-
-
-class Checker(html.parser.HTMLParser):
-    """Collects the elements of a page and fails on tags that do not match."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *attr) for attr in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag in VOID:  # treescope closes its inputs
-            return
-        assert self.open[-1:] == [tag], (tag, self.open[-5:])
-        self.open.pop()
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-def checked(page):
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert not checker.open
-    return checker
 
 
 @pytest.mark.smoke

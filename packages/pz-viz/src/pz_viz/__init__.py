@@ -7,6 +7,7 @@ from pz_viz.compatibility import basic_interactive_setup as basic_interactive_se
 from pz_viz.compatibility import display as display
 from pz_viz.compatibility import register_as_default as register_as_default
 from pz_viz.compatibility import show as show
+from pz_viz.diffs import show_diff as show_diff
 from pz_viz.effects import effect_view as effect_view
 from pz_viz.host_copies import HostCopyError as HostCopyError
 from pz_viz.logit_lens import logit_lens_view as logit_lens_view
@@ -40,6 +41,7 @@ __all__ = [
     "selection_to_html",
     "selection_to_text",
     "show",
+    "show_diff",
     "show_token_array",
     "show_token_scores",
     "to_html",

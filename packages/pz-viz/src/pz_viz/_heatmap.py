@@ -111,7 +111,7 @@ def strongest_cells(
 ) -> str:
     """The cells of largest magnitude in words: `the → cat 0.53, …`."""
     flat = np.nan_to_num(np.abs(matrix)).ravel()
-    count = min(count, max(1, np.count_nonzero(flat)))
+    count = min(count, max(1, int(np.count_nonzero(flat))))
     if not flat.size:
         return "no cells"
     top = np.argpartition(-flat, count - 1)[:count]

@@ -30,7 +30,7 @@ _NODE_FIELD_STYLE = "font-style:italic;color:var(--pz-field,#00225f)"
 LONGEST_LITERAL = 60
 MOST_LITERAL_ITEMS = 8
 
-_LITERAL_COLORS: dict[type, str | None] = {
+_LITERAL_COLORS: dict[Any, str | None] = {
     str: "color:var(--pz-string,#a31515)",
     int: "color:var(--pz-number,#098156)",
     float: "color:var(--pz-number,#098156)",
@@ -127,7 +127,7 @@ def role_note(node: Any) -> Any | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _literal_of(kind: type, text: str) -> Any:
+def _literal_of(kind: Any, text: str) -> Any:
     """The part of a literal; immutable, so every place where it stands may share it."""
     color = _LITERAL_COLORS[kind]
     return _text(text) if color is None else rendering_parts.custom_style(_text(text), color)
@@ -138,7 +138,7 @@ def _literal(value: Any) -> Any | None:
 
     It has no button that copies its path: nothing can be selected in a static field.
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _LITERAL_COLORS and kind is not tuple:
         text = repr(value)
         return _literal_of(kind, text) if len(text) <= LONGEST_LITERAL else None

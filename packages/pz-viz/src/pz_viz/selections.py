@@ -31,7 +31,10 @@ MOST_KEY_PATHS = 200
 """The most key paths that are listed after a selection."""
 
 _text = rendering_parts.text
-_BOX_STYLE = "border:2px solid var(--pz-selected,darkcyan);border-left-width:2ch;border-radius:4px"
+_BOX_STYLE = (
+    "border:2px solid var(--pz-selected,darkcyan);border-left-width:0.75ch;"
+    "border-radius:4px;padding-left:1.75ch"
+)
 _MARK_STYLE = "color:var(--pz-selected,darkcyan);font-weight:bold"
 
 
@@ -84,7 +87,7 @@ def _mark_selected(node: Any, path: str | None, node_renderer: Any) -> Any:
     return rendering_parts.RenderableAndLineAnnotations(part, rendering.annotations)
 
 
-def _ancestors(keypaths: Sequence[tuple[Any, ...]]) -> frozenset[str]:
+def ancestor_paths(keypaths: Sequence[tuple[Any, ...]]) -> frozenset[str]:
     """Every path on the way to a selected node, itself included."""
     found = set()
     for keypath in keypaths:
@@ -112,7 +115,7 @@ def render_selection(
     """
     keypaths = list(selection.selected_by_path)
     tracker = _Tracker(frozenset(map(jax.tree_util.keystr, keypaths)), boxed=visible_selection)
-    shown = repeated_siblings.ShownPaths(_ancestors(keypaths), set())
+    shown = repeated_siblings.ShownPaths(ancestor_paths(keypaths), set())
     renderer = treescope.active_renderer.get()
     tokens = (_tracker.set(tracker), repeated_siblings.shown_paths.set(shown))
     try:

@@ -1,5 +1,6 @@
-"""Every view, fed with hostile text."""
+"""Every view, fed with hostile text, and a check of what becomes of it."""
 
+import html.parser
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,39 @@ from viz_samples import HOSTILE, Span
 
 import pz_named as nx
 import pz_viz
+
+VOID = {"meta", "input", "img", "br", "hr", "link"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects the elements of a page and fails on tags that do not match."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in VOID:  # treescope closes its inputs
+            return
+        assert self.open[-1:] == [tag], (tag, self.open[-5:])
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def checked(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert not checker.open
+    return checker
 
 
 def hostile_views() -> dict[str, Any]:
@@ -28,6 +62,9 @@ def hostile_views() -> dict[str, Any]:
         ),
         "Comparison": pz_viz.comparison_view(
             logits[0, 0], logits[1, 0], HOSTILE, names=(HOSTILE[0], HOSTILE[6]), title=HOSTILE[3]
+        ),
+        "Difference": pz_viz.show_diff(
+            {text: text for text in HOSTILE}, {text: [text] for text in HOSTILE}, title=HOSTILE[5]
         ),
         "Effects": pz_viz.effect_view(axis, labels={HOSTILE[1]: HOSTILE}, title=HOSTILE[4]),
         "Tokens": pz_viz.show_token_array(np.arange(count), HOSTILE),
