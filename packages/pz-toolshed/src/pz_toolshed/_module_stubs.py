@@ -1,0 +1,51 @@
+"""Stand-ins for the submodules of a foreign module while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pz_toolshed.args_and_kwargs import ArgsAndKwargs
+
+__all__ = ["ModuleStub", "UnconvertibleModuleError"]
+
+
+class UnconvertibleModuleError(TypeError):
+    """A part of a module of another library has no counterpart as a layer.
+
+        from_nnx(Model(layers=(block_a, block_b)))    # error: Model.layers is a tuple of modules
+
+    Repair: what the message says about the named part; often another container.
+    """
+
+
+class ModuleStub:
+    """Stands where a submodule was; calls go to the layer that replaces it.
+
+    Other attributes are those of the submodule rebuilt from the layer, as long as the layer is a
+    converted one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: Any,
+        side_inputs: Mapping[str, Any],
+        rebuild: Callable[[Any], Any] | None,
+    ):
+        self._name = name
+        self._layer = layer
+        self._side_inputs = side_inputs
+        self._rebuild = rebuild
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._layer(ArgsAndKwargs(args, kwargs), **self._side_inputs)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_") or self._rebuild is None:
+            raise AttributeError(
+                f"{attribute!r} was asked of the submodule {self._name!r}, which is now a "
+                f"{type(self._layer).__name__} and can only be called. Replace the module that asks "
+                "instead."
+            )
+        return getattr(self._rebuild(self._layer), attribute)

@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toolshed_models as tm
+
+from pz_core.selectors import select
+from pz_core.variables import unbind_params
+from pz_nn.basic_ops import Elementwise
+from pz_nn.grouping import Sequential
+from pz_toolshed.jit_wrapper import Jitted
+
+eqx = pytest.importorskip("equinox")
+from pz_toolshed.equinox_modules import (  # noqa: E402
+    ArgsAndKwargs,
+    UnconvertibleModuleError,
+    from_equinox,
+)
+
+X = jnp.linspace(-1, 1, 3)
+
+
+class Inner(eqx.Module):
+    linear: eqx.nn.Linear
+    order: jax.Array
+    name: str = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.linear(x)[self.order]
+
+
+class Outer(eqx.Module):
+    inners: list
+    head: eqx.nn.Linear
+    again: eqx.nn.Linear
+    table: dict
+    activation: object = jax.nn.relu
+
+    def __call__(self, x):
+        for inner in self.inners:
+            x = self.activation(inner(x))
+        rows = jax.vmap(self.head)(jnp.stack([x, x]))
+        return rows.sum(0) * self.table["gain"] + self.again(x) + self.head.bias
+
+
+def make():
+    keys = jax.random.split(tm.key(0), 3)
+    head = eqx.nn.Linear(3, 3, key=keys[2])
+    return Outer(
+        inners=[Inner(eqx.nn.Linear(3, 3, key=k), jnp.array([2, 0, 1]), "n") for k in keys[:2]],
+        head=head,
+        again=head,
+        table={"gain": jnp.float32(2)},
+    )
+
+
+def capture(*args, **kwargs):
+    return ArgsAndKwargs.capture(*args, **kwargs)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_output_equals_the_original(jit):
+    net = from_equinox(make())
+    net = Jitted(net) if jit else net
+    np.testing.assert_allclose(net(capture(X)), make()(X), atol=1e-6)
+
+
+def test_labels_and_sharing():
+    net = from_equinox(make())
+    assert [p.label for p in unbind_params(net)[1]] == [
+        "table['gain']",
+        "head.weight",
+        "head.bias",
+        "inners[0].linear.weight",
+        "inners[0].linear.bias",
+        "inners[1].linear.weight",
+        "inners[1].linear.bias",
+    ] or {p.label for p in unbind_params(net)[1]} == {
+        "table['gain']",
+        "head.weight",
+        "head.bias",
+        "inners[0].linear.weight",
+        "inners[0].linear.bias",
+        "inners[1].linear.weight",
+        "inners[1].linear.bias",
+    }
+    assert net.submodules["again"] is net.submodules["head"]
+    assert list(net.submodules["inners[0]"].constants) == ["order"]
+
+
+@pytest.mark.parametrize(
+    "place, where",
+    [
+        (lambda n: n.submodules["inners[1]"], lambda m: m.inners[1]),
+        (lambda n: n.submodules["inners[0]"].submodules["linear"], lambda m: m.inners[0].linear),
+        (lambda n: n.submodules["again"], lambda m: m.again),
+    ],
+    ids=["inner", "deep", "shared"],
+)
+def test_replacing_a_submodule_equals_editing_the_original(place, where):
+    net = from_equinox(make())
+    edited = select(net).at(place).set(Elementwise(lambda inputs: 0 * inputs.args[0]))
+    want = eqx.tree_at(where, make(), eqx.nn.Lambda(lambda x: 0 * x))(X)
+    np.testing.assert_allclose(edited(capture(X)), want, atol=1e-6)
+    behind = (
+        select(net).at(place).apply(lambda layer: Sequential([layer, Elementwise(lambda x: 0 * x)]))
+    )
+    np.testing.assert_allclose(behind(capture(X)), want, atol=1e-6)
+
+
+def test_equinox_layers():
+    mlp = eqx.nn.MLP(3, 2, 4, 2, key=tm.key(1))
+    net = from_equinox(mlp)
+    np.testing.assert_allclose(net(capture(X)), mlp(X), atol=1e-6)
+    assert "layers[0].weight" in [p.label for p in unbind_params(net)[1]]
+    layers = eqx.nn.Sequential([eqx.nn.Linear(3, 3, key=tm.key(2)), eqx.nn.Dropout(0.5)])
+    key = tm.key(3)
+    np.testing.assert_allclose(
+        from_equinox(layers)(capture(X, key=key)), layers(X, key=key), atol=1e-6
+    )
+
+
+def test_gradients_reach_the_parameters():
+    slots, params = unbind_params(from_equinox(make()), freeze=True)
+    grads = jax.grad(lambda ps: slots.bind_variables(ps)(capture(X)).sum())(params)
+    by_label = {g.label: g.value for g in grads}
+    want = eqx.filter_grad(lambda m: m(X).sum())(make())
+    np.testing.assert_allclose(
+        by_label["inners[0].linear.weight"], want.inners[0].linear.weight, rtol=1e-4, atol=1e-6
+    )
+    # One parameter here, two leaves there.
+    np.testing.assert_allclose(
+        by_label["head.weight"], want.head.weight + want.again.weight, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"must be an eqx.Module, got a int"):
+        from_equinox(3)
+    with pytest.raises(TypeError, match=r"must be an ArgsAndKwargs"):
+        from_equinox(make())(X)
+    norm = eqx.nn.BatchNorm(3, axis_name="batch", mode="ema")
+    with pytest.raises(UnconvertibleModuleError, match=r"is an eqx.nn.StateIndex"):
+        from_equinox(norm)
+    net = (
+        select(from_equinox(make()))
+        .at(lambda n: n.submodules["head"])
+        .set(Elementwise(lambda inputs: inputs.args[0]))
+    )
+    with pytest.raises(AttributeError, match=r"'bias' was asked of the submodule 'head'"):
+        net(capture(X))

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pz_core.selectors import select
+from pz_core.variables import Parameter, unbind_params, unbind_state_vars
+from pz_nn.basic_ops import Elementwise
+from pz_nn.grouping import Sequential
+from pz_toolshed.jit_wrapper import Jitted
+
+nnx = pytest.importorskip("flax.nnx")
+from pz_toolshed.nnx_modules import (  # noqa: E402
+    ArgsAndKwargs,
+    UnconvertibleModuleError,
+    from_nnx,
+)
+
+X = jnp.linspace(-1, 1, 12).reshape(4, 3)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.norm(self.linear(x)))
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([Block(rngs), Block(rngs)])
+        self.head = nnx.Linear(3, 3, rngs=rngs)
+        self.again = self.head
+        self.gain = nnx.Param(jnp.float32(2))
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.again(self.head(x)) * self.gain[...] + self.head.bias[...]
+
+
+def make(evaluating=True):
+    model = Model(nnx.Rngs(0))
+    if evaluating:
+        model.eval()
+    return model
+
+
+def capture(x):
+    return ArgsAndKwargs.capture(x)
+
+
+def labels(variables):
+    return sorted(v.label for v in variables)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_output_and_state_equal_the_original(jit):
+    for evaluating in (True, False):
+        original = make(evaluating)
+        net = from_nnx(make(evaluating))
+        run = Jitted(net) if jit else net
+        for _ in range(2):
+            np.testing.assert_allclose(run(capture(X)), original(X), atol=1e-5)
+        states = {v.label: v.value for v in unbind_state_vars(net)[1]}
+        np.testing.assert_allclose(
+            states["layers.0.norm.mean"], original.layers[0].norm.mean[...], atol=1e-6
+        )
+    assert states["layers.1.drop.rngs.count"] == 2
+
+
+def test_labels_and_sharing():
+    net = from_nnx(make())
+    assert labels(unbind_params(net)[1]) == sorted(
+        [
+            "gain",
+            "head.bias",
+            "head.kernel",
+            *(
+                f"layers.{i}.{p}"
+                for i in (0, 1)
+                for p in ("linear.bias", "linear.kernel", "norm.bias", "norm.scale")
+            ),
+        ]
+    )
+    assert net.submodules["again"] is net.submodules["head"]
+    assert isinstance(unbind_params(net)[1][0], Parameter)
+    assert set(net.submodules) == {"again", "head", "layers.0", "layers.1"}
+
+
+@pytest.mark.parametrize(
+    "place, edit",
+    [
+        (lambda n: n.submodules["layers.1"], lambda m: m.layers.__setitem__(1, lambda x: 0 * x)),
+        (
+            lambda n: n.submodules["layers.0"].submodules["norm"],
+            lambda m: setattr(m.layers[0], "norm", lambda x: 0 * x),
+        ),
+        (lambda n: n.submodules["again"], lambda m: setattr(m, "again", lambda x: 0 * x)),
+    ],
+    ids=["block", "inside", "shared"],
+)
+def test_replacing_a_submodule_equals_editing_the_original(place, edit):
+    original = make()
+    net = from_nnx(original)
+    edited = select(net).at(place).set(Elementwise(lambda inputs: 0 * inputs.args[0]))
+    edit(original)
+    np.testing.assert_allclose(edited(capture(X)), original(X), atol=1e-6)
+    behind = (
+        select(net).at(place).apply(lambda layer: Sequential([layer, Elementwise(lambda x: 0 * x)]))
+    )
+    if place(net) is not net.submodules["head"]:
+        np.testing.assert_allclose(behind(capture(X)), original(X), atol=1e-6)
+
+
+def test_gradients_reach_the_parameters():
+    original = make()
+    slots, params = unbind_params(from_nnx(original), freeze=True)
+    grads = jax.grad(lambda ps: slots.bind_variables(ps)(capture(X)).sum())(params)
+    by_label = {g.label: g.value for g in grads}
+    want = nnx.grad(lambda m: m(X).sum())(original)
+    np.testing.assert_allclose(by_label["head.kernel"], want["again"]["kernel"][...], rtol=1e-4)
+    np.testing.assert_allclose(
+        by_label["layers.0.linear.kernel"],
+        want["layers"][0]["linear"]["kernel"][...],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"must be an nnx.Module, got a int"):
+        from_nnx(3)
+    net = from_nnx(make())
+    with pytest.raises(TypeError, match=r"must be an ArgsAndKwargs"):
+        net(X)
+    cut = (
+        select(net)
+        .at(lambda n: n.submodules["head"])
+        .set(Elementwise(lambda inputs: inputs.args[0]))
+    )
+    with pytest.raises(AttributeError, match=r"'bias' was asked of the submodule 'head'"):
+        cut(capture(X))
+
+    class Tuple(nnx.Module):
+        def __init__(self):
+            self.pair = nnx.data((nnx.Linear(2, 2, rngs=nnx.Rngs(0)),))
+
+    with pytest.raises(UnconvertibleModuleError, match=r"pair is a tuple of modules.*nnx.List"):
+        from_nnx(Tuple())
