@@ -45,6 +45,11 @@ from pz_nn.embeddings import ApplyRoPEToSubset as ApplyRoPEToSubset
 from pz_nn.embeddings import EmbeddingDecode as EmbeddingDecode
 from pz_nn.embeddings import EmbeddingLookup as EmbeddingLookup
 from pz_nn.embeddings import EmbeddingTable as EmbeddingTable
+from pz_nn.fused_attention import FusedAttentionError as FusedAttentionError
+from pz_nn.fused_attention import FusedMixValues as FusedMixValues
+from pz_nn.fused_attention import PendingAttention as PendingAttention
+from pz_nn.fused_attention import PrepareAttention as PrepareAttention
+from pz_nn.fused_attention import use_fused_attention as use_fused_attention
 from pz_nn.gated import GatedMLP as GatedMLP
 from pz_nn.group_norm import GroupNorm as GroupNorm
 from pz_nn.group_norm import GroupStandardize as GroupStandardize
@@ -106,6 +111,7 @@ from pz_nn.recurrent import GRUCell as GRUCell
 from pz_nn.recurrent import LSTMCell as LSTMCell
 from pz_nn.recurrent import RecurrentCell as RecurrentCell
 from pz_nn.recurrent import ScanOver as ScanOver
+from pz_nn.ring_cache import RingKVCachingAttention as RingKVCachingAttention
 from pz_nn.rope_scaling import DefaultScaling as DefaultScaling
 from pz_nn.rope_scaling import DynamicScaling as DynamicScaling
 from pz_nn.rope_scaling import LinearScaling as LinearScaling
@@ -167,6 +173,8 @@ __all__ = [
     "EmbeddingTable",
     "ExpertLinear",
     "ForSomeBlocks",
+    "FusedAttentionError",
+    "FusedMixValues",
     "GRUCell",
     "GatedMLP",
     "GroupNorm",
@@ -193,11 +201,14 @@ __all__ = [
     "NamedEinsum",
     "NamedGroup",
     "ParameterLike",
+    "PendingAttention",
+    "PrepareAttention",
     "RMSLayerNorm",
     "RMSStandardize",
     "RecurrentCell",
     "RenameAxes",
     "Residual",
+    "RingKVCachingAttention",
     "RoPEScaling",
     "ScaleWithOffset",
     "ScanOver",
@@ -238,6 +249,7 @@ __all__ = [
     "set_training",
     "truncated_normal_initializer",
     "unstack",
+    "use_fused_attention",
     "variance_scaling_initializer",
     "xavier_normal_initializer",
     "xavier_uniform_initializer",

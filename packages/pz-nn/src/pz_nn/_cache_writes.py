@@ -134,10 +134,7 @@ def plan_write(variable: Any, update: Any, axis: str, start: Any, layer: str) ->
         TypeError: If there are more new tokens than places, or a dtype differs.
         ValueError: If axes differ.
     """
-    specs = _cache_specs(variable)
-    for what, new, cached in zip(("keys", "values"), update, specs, strict=True):
-        _require_fit(layer, what, new, cached, axis)
-    capacity, tokens = specs[0].shape[axis], update[0].named_shape[axis]
+    capacity, tokens = require_fit(variable, update, axis, layer), update[0].named_shape[axis]
     if tokens > capacity:
         raise TypeError(
             f"{layer}: {tokens} new tokens cannot be cached in {capacity} places. Build the cache with "
@@ -148,6 +145,19 @@ def plan_write(variable: Any, update: Any, axis: str, start: Any, layer: str) ->
     if known_index(start) is None:
         overflow = start + tokens > capacity
     return Write(update, axis, start, overflow)
+
+
+def require_fit(variable: Any, update: Any, axis: str, layer: str) -> int:
+    """Checks names, sizes and dtypes of new keys and values; returns the number of places.
+
+    Raises:
+        TypeError: If a dtype differs.
+        ValueError: If axes differ.
+    """
+    specs = _cache_specs(variable)
+    for what, new, cached in zip(("keys", "values"), update, specs, strict=True):
+        _require_fit(layer, what, new, cached, axis)
+    return specs[0].shape[axis]
 
 
 def write(variable: Any, plan: Write) -> Cache:

@@ -379,7 +379,7 @@ class KVCachingAttention(CachingLayer):
         """The cache: layer stacks let this layer write into the stacked buffer."""
         return (self.kv_cache,)
 
-    def capacity(self) -> int | None:
+    def capacity(self, _side_inputs: Mapping[str, Any]) -> int | None:
         """The number of places in the cache; None where no cache is bound."""
         return _cache_writes.size_along(self.kv_cache, self.sequence_axis)
 

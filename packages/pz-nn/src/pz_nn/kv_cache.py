@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -47,13 +47,17 @@ class CachingLayer(LayerWithStateInPlace):
     kv_cache_end_index_key: Hashable
 
     @abc.abstractmethod
-    def capacity(self) -> int | None:
-        """How many tokens may be given to the cache in all; None where no cache is bound."""
+    def capacity(self, side_inputs: Mapping[str, Any]) -> int | None:
+        """How many tokens may be given to the cache in all; None where that cannot be told.
+
+        Args:
+            side_inputs: The side inputs of the call.
+        """
 
     @typing.final
     def prepare_for_stack(self, argument: Any, side_inputs: dict[str, Any]) -> dict[str, Any]:
         """Checks the room while the index may still be known, and makes a known index an array."""
-        end_index, capacity = side_inputs.get(self._key), self.capacity()
+        end_index, capacity = side_inputs.get(self._key), self.capacity(side_inputs)
         known = None if end_index is None else known_index(end_index)
         if known is None:
             return side_inputs
@@ -109,7 +113,7 @@ def kv_cache_overflows(model: Any, new_tokens: int, **side_inputs: Any) -> bool 
     """
     flag: bool | jax.Array = False
     for layer in _caching_layers(model):
-        index, capacity = side_inputs[layer._key], layer.capacity()
+        index, capacity = side_inputs[layer._key], layer.capacity(side_inputs)
         if capacity is not None:
             flag = flag | (_largest(index) + new_tokens > capacity)
     return flag

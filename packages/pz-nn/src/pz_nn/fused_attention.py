@@ -1,0 +1,286 @@
+"""Attention in one fused kernel, as an explicit change of a model.
+
+    fast = use_fused_attention(select(model))      # or any selection inside the model
+
+Logits, mask, softmax and the mixing of values become one `jax.nn.dot_product_attention`, which never
+writes the attention matrix to memory where the backend has such a kernel. Logits and softmax are then
+computed in float32 at least, which may differ in the last digits. A site where something else reads or
+changes logits or weights (a soft cap, a bias, a saver, a sink) is refused: it needs the matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+
+from pz_core.selectors import Selection
+from pz_core.struct import Struct, pytree_dataclass
+from pz_named import named_axes as nx
+from pz_nn._einsum import as_mapping
+from pz_nn.attention import ApplyAttentionMask, Attention, KVCachingAttention
+from pz_nn.basic_ops import Softmax
+from pz_nn.grouping import Sequential, is_sequential_or_named
+from pz_nn.layer import Layer
+from pz_nn.linear_and_affine import NamedEinsum
+from pz_nn.ring_cache import RingKVCachingAttention
+
+__all__ = [
+    "FusedAttentionError",
+    "FusedMixValues",
+    "PendingAttention",
+    "PrepareAttention",
+    "use_fused_attention",
+]
+
+
+class FusedAttentionError(ValueError):
+    """An attention layer needs its explicit weights and cannot be fused.
+
+    Bad: a model whose attention logits pass through a soft cap:
+
+        use_fused_attention(select(model))
+
+    Repair: leave those layers out of the selection, or take the layer that reads or changes the weights
+    out first.
+    """
+
+
+@pytree_dataclass
+class PendingAttention(Struct):
+    """Queries, keys and what may be seen: attention that waits for its values.
+
+    Attributes:
+        query: The queries.
+        key: The keys.
+        keep: Boolean named array, or None where everything may be seen.
+    """
+
+    query: Any
+    key: Any
+    keep: Any
+
+
+@pytree_dataclass
+class PrepareAttention(Layer):
+    """Takes the place of einsum, masks and softmax: (queries, keys) → `PendingAttention`.
+
+    Attributes:
+        masks: The masks.
+    """
+
+    masks: list[ApplyAttentionMask]
+
+    def __call__(self, query_and_key: Any, /, **side_inputs: Any) -> PendingAttention:
+        """Collects the masks."""
+        query, key = query_and_key
+        keeps = [mask.keep_mask(side_inputs) for mask in self.masks]
+        return PendingAttention(
+            query, key, functools.reduce(operator.and_, keeps) if keeps else None
+        )
+
+
+@pytree_dataclass
+class FusedMixValues(Layer):
+    """Takes the place of the einsum that mixes values: (`PendingAttention`, values) → mixed values.
+
+    Attributes:
+        token_axis: The axis of tokens in queries, keys and values.
+        kv_token_axis: The name that it has on the side of the keys, in masks.
+        shared_head_axes: Axes of the heads that queries, keys and values have.
+        query_head_axes: Axes of the heads that only the queries have.
+        feature_axis: The axis that queries and keys are contracted over.
+        value_axis: The axis of the values' features.
+        implementation: As in `jax.nn.dot_product_attention`; None lets JAX choose.
+    """
+
+    token_axis: str = dataclasses.field(metadata={"pytree_node": False})
+    kv_token_axis: str = dataclasses.field(metadata={"pytree_node": False})
+    shared_head_axes: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+    query_head_axes: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
+    feature_axis: str = dataclasses.field(metadata={"pytree_node": False})
+    value_axis: str = dataclasses.field(metadata={"pytree_node": False})
+    implementation: Literal["xla", "cudnn"] | None = dataclasses.field(
+        default=None, metadata={"pytree_node": False}
+    )
+
+    def __call__(self, pending_and_value: Any, /, **_side_inputs: Any) -> nx.NamedArray:
+        """Computes attention.
+
+        Returns:
+            The mixed values: batch axes, tokens, axes of the heads, features of the values.
+        """
+        pending, value = pending_and_value
+        heads = (*self.shared_head_axes, *self.query_head_axes)
+        own = {*heads, self.token_axis, self.feature_axis}
+        batch = {n: s for n, s in pending.query.named_shape.items() if n not in own}
+        sizes = {**pending.query.named_shape}
+        query = _grouped(pending.query, batch, self.token_axis, heads, self.feature_axis)
+        key = _grouped(
+            pending.key, batch, self.token_axis, self.shared_head_axes, self.feature_axis
+        )
+        values = _grouped(value, batch, self.token_axis, self.shared_head_axes, self.value_axis)
+        mask = self._mask(pending, batch, heads)
+        mixed = jax.nn.dot_product_attention(
+            query, key, values, mask=mask, scale=1.0, implementation=self.implementation
+        )  # {batch, tokens, heads, features}
+        names = (*batch, self.token_axis, *heads, self.value_axis)
+        shape = [*(sizes[name] for name in names[:-1]), mixed.shape[-1]]
+        return nx.wrap(mixed.reshape(shape), *names)
+
+    def _mask(
+        self, pending: PendingAttention, batch: Mapping[Any, int], heads: Sequence[str]
+    ) -> jax.Array | None:
+        """The mask as {batch, heads, tokens, keys}, with size 1 where it does not vary."""
+        keep = pending.keep
+        if keep is None:
+            return None
+        sizes = {**pending.query.named_shape}
+        keys = pending.key.named_shape[self.token_axis]
+        group_sizes = []
+        for group in (tuple(batch), tuple(heads)):
+            varies = any(name in keep.named_shape for name in group)
+            if varies:
+                keep = keep.broadcast_to((), {name: sizes[name] for name in group})
+            group_sizes.append(math.prod(sizes[name] for name in group) if varies else 1)
+        tail = {self.token_axis: sizes[self.token_axis], self.kv_token_axis: keys}
+        keep = keep.broadcast_to((), tail)
+        order = [n for n in (*batch, *heads, *tail) if n in keep.named_shape]
+        return keep.unwrap(*order).reshape(*group_sizes, *tail.values())
+
+
+def _grouped(
+    array: nx.NamedArrayBase, batch: Mapping[Any, int], token: str, heads: Sequence[str], last: str
+) -> jax.Array:
+    """An array as {batch, tokens, heads, features}."""
+    if any(name not in array.named_shape for name in batch):
+        array = array.broadcast_to((), batch)
+    data = array.unwrap(*batch, token, *heads, last)
+    shape = array.named_shape
+    return data.reshape(
+        math.prod(batch.values()), shape[token], math.prod(shape[h] for h in heads), shape[last]
+    )
+
+
+def use_fused_attention(
+    selection: Selection[Any], implementation: Literal["xla", "cudnn"] | None = None
+) -> Any:
+    """Puts fused attention into every attention layer inside a selection.
+
+    Args:
+        selection: Parts of a model; all attention layers in them are changed, cached ones too.
+        implementation: As in `jax.nn.dot_product_attention`; None lets JAX choose.
+
+    Returns:
+        The model.
+
+    Raises:
+        FusedAttentionError: If a site needs its explicit weights; nothing is changed then.
+        ValueError: If there is no attention layer.
+    """
+    kinds = (Attention, KVCachingAttention, RingKVCachingAttention)
+    layers = selection.at_instances_of(kinds)
+    if layers.is_empty():
+        raise ValueError(
+            "use_fused_attention: the selection holds no attention layer. Select a part of the model that "
+            "does, for example the whole: select(model)."
+        )
+
+    def fuse(path: Any, layer: Any) -> Any:
+        return _fused(layer, jax.tree_util.keystr(path), implementation)
+
+    return layers.apply(fuse, with_keypath=True)
+
+
+def _fused(layer: Any, where: str, implementation: Any) -> Any:
+    to_logits, *changes = _flat(layer.query_key_to_attn)
+    mix, *rest = _flat(layer.attn_value_to_output)
+    *masks, softmax = changes or [None]
+    for part in masks:
+        if isinstance(part, Softmax):
+            _refuse(where, f"{type(softmax).__name__} follows its softmax")
+        if not isinstance(part, ApplyAttentionMask):
+            _refuse(where, f"{type(part).__name__} reads or changes the logits")
+    if not isinstance(to_logits, NamedEinsum) or not isinstance(mix, NamedEinsum):
+        _refuse(where, "logits or mixed values are not made by a NamedEinsum")
+    axes = _roles(to_logits, mix)
+    if axes is None:
+        _refuse(where, "its einsums are not those of attention")
+    if not isinstance(softmax, Softmax) or softmax.axes not in (
+        axes["kv_token_axis"],
+        (axes["kv_token_axis"],),
+    ):
+        _refuse(where, f"the weights are made by {type(softmax).__name__}")
+    return dataclasses.replace(
+        layer,
+        query_key_to_attn=PrepareAttention(masks),
+        attn_value_to_output=Sequential(
+            [FusedMixValues(**axes, implementation=implementation), *rest]
+        ),
+    )
+
+
+def _refuse(where: str, reason: str) -> Any:
+    raise FusedAttentionError(
+        f"use_fused_attention: the attention layer at {where or 'the root'} needs its explicit weights: "
+        f"{reason}. Leave it out of the selection, or take that out first."
+    )
+
+
+def _flat(part: Any) -> list[Any]:
+    """The layers of a part in order, groups inside groups opened."""
+    if not is_sequential_or_named(part):
+        return [part]
+    return [layer for sublayer in part.sublayers for layer in _flat(sublayer)]
+
+
+def _roles(to_logits: NamedEinsum, mix: NamedEinsum) -> dict[str, Any] | None:
+    """The axes of two einsums by their roles; None if they are not those of attention."""
+    specs = [as_mapping(spec) for spec in (*to_logits.input_axes, to_logits.output_axes)]
+    mixing = [as_mapping(spec) for spec in (*mix.input_axes, mix.output_axes)]
+    if len(specs) != 3 or len(mixing) != 3:
+        return None
+    query, key, logits = specs
+    weights, value, output = mixing
+    summed = [n for n, i in query.items() if i in key.values() and i not in logits.values()]
+    key_tokens = [n for n, i in key.items() if i not in query.values()]
+    shared = [n for n, i in query.items() if key.get(n) == i and i in logits.values()]
+    if len(summed) != 1 or len(key_tokens) != 1 or key_tokens[0] not in query:
+        return None
+    token, feature = key_tokens[0], summed[0]
+    kv_token = [n for n, i in logits.items() if i == key[token]]
+    query_heads = [n for n in query if n not in (*shared, token, feature)]
+    value_axis = [n for n in value if n not in (*shared, token)]
+    expected = [
+        len(kv_token) == 1 and len(value_axis) == 1,
+        {**dict.fromkeys((*shared, *query_heads, token))}.keys() | set(kv_token) == logits.keys(),
+        all(logits.get(n) == query[n] for n in (*shared, *query_heads, token)),
+        set(weights) == set(logits) and len(set(weights.values())) == len(weights),
+    ]
+    if not all(expected):
+        return None
+    renamed = {n: weights[n] for n in (*shared, *query_heads, token)}
+    matches = [
+        value
+        == {
+            **{n: weights[n] for n in shared},
+            token: weights[kv_token[0]],
+            value_axis[0]: value[value_axis[0]],
+        },
+        output == {**renamed, value_axis[0]: value[value_axis[0]]},
+    ]
+    if not all(matches):
+        return None
+    return {
+        "token_axis": token,
+        "kv_token_axis": kv_token[0],
+        "shared_head_axes": tuple(shared),
+        "query_head_axes": tuple(query_heads),
+        "feature_axis": feature,
+        "value_axis": value_axis[0],
+    }
