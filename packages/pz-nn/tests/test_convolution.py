@@ -102,9 +102,9 @@ def test_against_loops(key, cls, oracle, window, strides, padding, dilation):
     assert_close(raw(y), expected + raw(bias.bias.value), 1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 4, 5])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(
+    "size, stride, dilation", [(1, 1, 1), (4, 2, 1), (5, 2, 1), (5, 3, 2), (4, 1, 2), (1, 3, 1)]
+)
 def test_padding_words(size, stride, dilation):
     x, w = named(0, {"h": size, "f": 1}), named(1, {"h": 3, "f": 1, "o": 1})
 

@@ -43,8 +43,9 @@ def test_vector():
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("axes", ["bshe", "behs", "ehsb"])
-@pytest.mark.parametrize("position_axes", ["s", "bs", "sb"])
+@pytest.mark.parametrize(
+    "axes, position_axes", [("bshe", "s"), ("bshe", "bs"), ("behs", "sb"), ("ehsb", "s")]
+)
 def test_axes_in_any_order(axes, position_axes):
     sizes = dict(b=2, s=3, h=2, e=6)
     x = named(0, {n: sizes[n] for n in axes})

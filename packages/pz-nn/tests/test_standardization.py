@@ -200,20 +200,3 @@ def test_empty_and_single(key, cls):
     layer = cls.from_config("N", key, {"a": 4})
     assert layer(nx.zeros({"seq": 0, "a": 4})).named_shape == {"seq": 0, "a": 4}
     assert layer(nx.ones({"a": 4})).named_shape == {"a": 4}
-
-
-@pytest.mark.torch
-def test_against_torch():
-    torch = pytest.importorskip("torch")
-    x = named(0, {"n": 3, "a": 16})
-    w, b = named(1, {"a": 16}), named(2, {"a": 16})
-    layer = LayerNorm.from_config("N", None, {"a": 16}, epsilon=1e-5).bind_variables(
-        [Parameter(label="N/scale.weights", value=w), Parameter(label="N/shift.bias", value=b)]
-    )
-    tensors = [torch.tensor(raw(t)) for t in (x, w, b)]
-    expected = torch.nn.functional.layer_norm(tensors[0], (16,), tensors[1], tensors[2], 1e-5)
-    assert_close(raw(layer(x)), expected.numpy(), 1e-5)
-    expected = torch.nn.functional.rms_norm(tensors[0], (16,), tensors[1], 1e-5)
-    layer = RMSLayerNorm.from_config("N", None, {"a": 16}, epsilon=1e-5)
-    layer = layer.bind_variables([Parameter(label="N/scale.weights", value=w)])
-    assert_close(raw(layer(x)), expected.numpy(), 1e-5)

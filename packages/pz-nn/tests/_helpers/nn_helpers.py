@@ -19,8 +19,14 @@ def named(seed, sizes, dtype=jnp.float32):
 
 def raw(array, *order):
     """The data of a named array as NumPy in float64, axes in the given order (or as stored)."""
-    data = array.unwrap(*order) if order else array.with_positional_prefix().data_array
-    return np.asarray(data).astype(np.float64)
+    prefix = array.with_positional_prefix()
+    data = np.asarray(prefix.data_array).astype(np.float64)
+    if not order:
+        return data
+    # In NumPy: a transpose in JAX would compile a program for each shape.
+    names = list(prefix.named_axes)
+    assert data.ndim == len(names) == len(order)
+    return data.transpose([names.index(name) for name in order])
 
 
 def axis_order(array):
@@ -47,7 +53,9 @@ def check_gradients(function, *arguments, order=1):
     """Gradients against finite differences; call with 64-bit floats enabled."""
     from jax.test_util import check_grads
 
-    check_grads(function, arguments, order=order, modes=["rev"], atol=1e-6, rtol=1e-6)
+    # Compiled: one program instead of one for each small operation.
+    compiled = jax.jit(function)
+    check_grads(compiled, arguments, order=order, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 def assert_jit_equals_eager(layer, value, tolerance=1e-6, **side_inputs):
