@@ -1,180 +1,281 @@
 """Costs of pz-nn beside hand-written JAX and upstream: stacks, dispatch, decoding, program size.
 
-One idea: the model of `handwritten_llama` is built once more from layers, with the very same weights,
-so every row compares two spellings of one computation.
+Each row runs `handwritten_llama` and the same model built from layers (`layered_llama`) in turn, in one
+process. Upstream joins where `penzai` 0.2.5 is installed (never beside our umbrella).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
 import handwritten_llama as peer
 import jax
 import jax.numpy as jnp
+import layered_llama as layered
 from harness import Row, compare, counted
 
-from pz_core.selectors import select
-from pz_core.variables import ParameterValue, bind_variables, unbind_variables
+from pz_core.struct import Struct
+from pz_core.variables import unbind_variables
 from pz_named import named_axes as nx
-from pz_nn import attention, embeddings, layer_stack
-from pz_nn import basic_ops as ops
-from pz_nn import linear_and_affine as linear
-from pz_nn.combinators import BranchAndMultiplyTogether, Residual
-from pz_nn.grouping import Sequential
-from pz_nn.standardization import RMSLayerNorm
+from pz_nn.stack_surgery import unstack
 
-SHAPE = peer.SHAPE_135M
+__all__ = ["PROGRAMS"]
+
+# The blocks of the 135M shape; a small vocabulary, so that the head does not hide the stack.
+STACK = dataclasses.replace(peer.SHAPE_135M, vocabulary=512)
+TINY = peer.Shape(30, 8, 2, 2, 4, 16, 32)
+SEQ = 128
+HAND = "hand-written JAX"
 
 
-def build_block(name: str, init_base_rng: Any, shape: peer.Shape) -> Any:
-    """One Llama block: attention with grouped queries and rotary positions, gated MLP."""
-    D, F, P = shape.embedding, shape.neurons, shape.head
-    groups, queries = {"head_groups": shape.kv_heads}, {"query_heads": shape.queries_per_kv}
-    make = functools.partial(linear.Linear.from_config, init_base_rng=init_base_rng)
+def _tokens(vocabulary: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(1), (1, SEQ), 0, vocabulary)
 
-    def norm(which: str) -> Any:
-        return RMSLayerNorm.from_config(
-            f"{name}/{which}", init_base_rng, {"embedding": D}, epsilon=shape.epsilon
+
+def _logits(model: Any, tokens: jax.Array) -> jax.Array:
+    named = nx.wrap(tokens, "batch", "seq")
+    positions = nx.arange("seq", tokens.shape[1])
+    logits: jax.Array = model(named, token_positions=positions).unwrap("batch", "seq", "vocabulary")
+    return logits
+
+
+@functools.cache
+def _models(shape: peer.Shape) -> tuple[Any, dict[str, jax.Array]]:
+    weights = peer.init(jax.random.key(0), shape)
+    return layered.build_llama(weights, shape), weights
+
+
+def forward() -> list[Row]:
+    """A forward pass over 128 tokens."""
+    model, weights = _models(STACK)
+    tokens = _tokens(STACK.vocabulary)
+    run = jax.jit(_logits)
+    rows = compare(
+        "forward of 30 stacked blocks, 128 tokens",
+        lambda: run(model, tokens),
+        {HAND: lambda: peer.forward(weights, tokens, shape=STACK)},
+        targets={HAND: 1.05},
+    )
+    upstream = _upstream_model(STACK, stacked=True)
+    if upstream is not None:
+        theirs = jax.jit(_upstream_logits)
+        rows += compare(
+            "forward of 30 stacked blocks, 128 tokens",
+            lambda: run(model, tokens),
+            {"upstream": lambda: theirs(upstream, tokens)},
+            targets={"upstream": 1.0},
         )
+    return rows
 
-    rope = embeddings.ApplyRoPE("projection", shape.rope_base, "token_positions")
-    group, query, head = {"head_groups": "hg"}, {"query_heads": "hq"}, {"projection": "p"}
-    logits = {**group, **query, "seq": "tq", "kv_seq": "tkv"}
-    mixing = attention.Attention(
-        Sequential([
-            make(f"{name}/query", input_axes={"embedding": D},
-                 output_axes={**groups, **queries, "projection": P}),
-            rope,
-            linear.ConstantRescale(P**-0.5),
-        ]),
-        Sequential([
-            make(f"{name}/key", input_axes={"embedding": D},
-                 output_axes={**groups, "projection": P}),
-            rope,
-        ]),
-        make(f"{name}/value", input_axes={"embedding": D},
-             output_axes={**groups, "projection": P}),
-        Sequential([
-            linear.NamedEinsum(
-                ({"seq": "tq", **group, **query, **head}, {"seq": "tkv", **group, **head}), logits
-            ),
-            attention.ApplyCausalAttentionMask(-1e30),
-            ops.Softmax("kv_seq"),
-        ]),
-        Sequential([
-            linear.NamedEinsum(
-                (logits, {"seq": "tkv", **group, **head}), {"seq": "tq", **group, **query, **head}
-            ),
-            make(f"{name}/output", input_axes={**groups, **queries, "projection": P},
-                 output_axes={"embedding": D}),
-        ]),
+
+def gradient() -> list[Row]:
+    """The gradient of a loss with respect to all weights."""
+    model, weights = _models(STACK)
+    tokens = _tokens(STACK.vocabulary)
+    ours = jax.jit(jax.grad(lambda model: jnp.square(_logits(model, tokens)).mean()))
+    theirs = jax.jit(jax.grad(lambda w: jnp.square(peer.forward(w, tokens, shape=STACK)).mean()))
+    return compare(
+        "gradient of 30 stacked blocks, 128 tokens",
+        lambda: ours(model),
+        {HAND: lambda: theirs(weights)},
+        targets={HAND: 1.05},
+        max_s=60.0,
+    )
+
+
+def compilation() -> list[Row]:
+    """Tracing, lowering and compiling, with all caches cleared before."""
+    model, weights = _models(STACK)
+    tokens = _tokens(STACK.vocabulary)
+
+    def compiled(function: Callable[..., Any], *arguments: Any) -> None:
+        jax.clear_caches()
+        jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+
+    def hand(weights: Any, tokens: Any) -> Any:
+        return peer.forward(weights, tokens, shape=STACK)
+
+    peers: dict[str, Callable[[], Any]] = {HAND: lambda: compiled(hand, weights, tokens)}
+    upstream = _upstream_model(STACK, stacked=True)
+    if upstream is not None:
+        peers["upstream"] = lambda: compiled(_upstream_logits, upstream, tokens)
+    return compare(
+        "trace, lower and compile 30 stacked blocks",
+        lambda: compiled(_logits, model, tokens),
+        peers,
+        targets={HAND: 1.5, "upstream": 1.0},
+        max_s=60.0,
+    )
+
+
+def program_size() -> list[Row]:
+    """Lines of StableHLO for 8 and 64 blocks."""
+
+    def lines(layers: int) -> int:
+        shape = dataclasses.replace(TINY, layers=layers)
+        lowered = jax.jit(_logits).lower(_models(shape)[0], _tokens(TINY.vocabulary))
+        return lowered.as_text().count("\n")
+
+    return counted(
+        "StableHLO of 64 blocks", lines(64), {"8 blocks": lines(8)}, unit="lines",
+        targets={"8 blocks": 1.0},
     )  # fmt: skip
-    gate = make(f"{name}/gate", input_axes={"embedding": D}, output_axes={"neurons": F})
-    up = make(f"{name}/up", input_axes={"embedding": D}, output_axes={"neurons": F})
-    down = make(f"{name}/down", input_axes={"neurons": F}, output_axes={"embedding": D})
-    gated = BranchAndMultiplyTogether([Sequential([gate, ops.Elementwise(jax.nn.silu)]), up])
-    return Sequential([
-        Residual(Sequential([norm("norm_1"), mixing])),
-        Residual(Sequential([norm("norm_2"), gated, down])),
-    ])  # fmt: skip
 
 
-AXES = {
-    "query": "head_groups query_heads projection embedding",
-    "key": "head_groups projection embedding",
-    "value": "head_groups projection embedding",
-    "output": "embedding head_groups query_heads projection",
-    "gate": "neurons embedding",
-    "up": "neurons embedding",
-    "down": "embedding neurons",
-}
-
-
-def _named_weights(weights: dict[str, jax.Array], shape: peer.Shape) -> dict[str, Any]:
-    """The peer's weights by the labels that ours have, the axis of layers first."""
-    sizes = {
-        "embedding": shape.embedding,
-        "neurons": shape.neurons,
-        "head_groups": shape.kv_heads,
-        "query_heads": shape.queries_per_kv,
-        "projection": shape.head,
+def dispatch() -> list[Row]:
+    """Calling a compiled function that takes the model: what its structure costs per call."""
+    model, weights = _models(TINY)
+    separate = _with_separate_blocks(model)
+    call = jax.jit(lambda tree, x: x + 1.0, keep_unused=True)
+    x = jnp.float32(0.0)
+    dataclass_tree = _as_registered_dataclasses(separate)
+    peers: dict[str, Callable[[], Any]] = {
+        "register_dataclass throughout": lambda: call(dataclass_tree, x)
     }
-    named = {}
-    for which, axes in AXES.items():
-        split = weights[which].reshape(shape.layers, *(sizes[name] for name in axes.split()))
-        named[f"llama/blocks/{which}.weights"] = nx.wrap(split).tag("blocks", *axes.split())
-    for which in ("norm_1", "norm_2"):
-        label = f"llama/blocks/{which}/scale.weights"
-        named[label] = nx.wrap(weights[which]).tag("blocks", "embedding")
-    named["llama/norm_final/scale.weights"] = nx.wrap(weights["norm_final"]).tag("embedding")
-    named["llama/embed.embeddings"] = nx.wrap(weights["embed"]).tag("vocabulary", "embedding")
-    return named
-
-
-def build_llama(weights: dict[str, jax.Array], shape: peer.Shape, **stack_options: Any) -> Any:
-    """The whole model, stacked, with frozen parameters that are the peer's arrays."""
-    table = embeddings.EmbeddingTable.from_config(
-        "llama/embed", None, shape.vocabulary, {"embedding": shape.embedding}
+    upstream = _upstream_model(TINY, stacked=False)
+    if upstream is not None:
+        peers["upstream"] = lambda: call(upstream, x)
+    rows = compare(
+        "dispatch, 30 separate blocks",
+        lambda: call(separate, x),
+        peers,
+        targets={"register_dataclass throughout": 1.2, "upstream": 1 / 7},
     )
-    stack = layer_stack.LayerStack.from_sublayer_builder(
-        build_block, "blocks", shape.layers, None, {"name": "llama/blocks", "shape": shape},
-        **stack_options,
-    )  # fmt: skip
-    norm = RMSLayerNorm.from_config(
-        "llama/norm_final", None, {"embedding": shape.embedding}, epsilon=shape.epsilon
-    )
-    model = Sequential(
-        [
-            embeddings.EmbeddingLookup(table, embedding_axes_last=True),
-            stack,
-            norm,
-            embeddings.EmbeddingDecode(table),
-        ]
-    )
-    values = [
-        ParameterValue(label, value) for label, value in _named_weights(weights, shape).items()
-    ]
-    return bind_variables(model, values)
-
-
-def with_caches(model: Any, shape: peer.Shape, batch: int, capacity: int) -> Any:
-    """The model with caching attention, as pz-models does it for sampling."""
-    axes = {"batch": batch, "head_groups": shape.kv_heads, "projection": shape.head}
-
-    def convert(path: Any, layer: attention.Attention) -> attention.KVCachingAttention:
-        return attention.KVCachingAttention.from_uncached(
-            layer, "seq", capacity, axes, "cache_end_index", cache_label="cache",
-            layerstack_axes=layer_stack.layerstack_axes_from_keypath(path),
-        )  # fmt: skip
-
-    caching = select(model).at_instances_of(attention.Attention).apply(convert, with_keypath=True)
-    masks = select(caching).at_instances_of(attention.ApplyCausalAttentionMask)
-    return masks.apply(
-        lambda mask: dataclasses.replace(mask, kv_positions_input_name="kv_token_positions")
+    return rows + compare(
+        "dispatch, 30 stacked blocks",
+        lambda: call(model, x),
+        {"raw arrays": lambda: call(weights, x)},
+        targets={"raw arrays": 2.0},
     )
 
 
-@functools.partial(jax.jit, static_argnames="steps", donate_argnames="states")
-def decode(model: Any, states: Any, first: Any, start: Any, *, steps: int) -> Any:
-    """Greedy tokens {batch, steps}, as `peer.decode`; the model without its states, and these."""
-    capacity = states[0].value[0].named_shape["seq"]
+def decoding() -> list[Row]:
+    """Greedy decoding with caches: 16 steps in one program, and the bytes that one step touches."""
+    shape, capacity, steps = peer.SHAPE_135M, 256, 16
+    model, weights = _models(shape)
+    cached = layered.with_caches(model, shape, 1, capacity)
+    slots, values = unbind_variables(cached, freeze=True)
+    first, start = jnp.zeros(1, int), jnp.int32(5)
+    held: dict[str, Any] = {
+        "states": list(values),
+        "caches": peer.empty_caches(shape, 1, capacity),
+    }
 
-    def step(carry: Any, offset: jax.Array) -> tuple[Any, jax.Array]:
-        token, states = carry
-        end = start + offset
-        variables = [value.unfreeze_as_copy() for value in states]
-        slots = jnp.arange(capacity)
-        logits = bind_variables(model, variables)(
-            nx.wrap(token[:, None], "batch", "seq"),
-            token_positions=nx.wrap(end[None], "seq"),
-            kv_token_positions=nx.wrap(jnp.where(slots <= end, slots, -1), "seq"),
-            cache_end_index=end,
+    def ours() -> Any:
+        tokens, held["states"] = layered.decode(slots, held["states"], first, start, steps=steps)
+        return tokens
+
+    def theirs() -> Any:
+        tokens, held["caches"] = peer.decode(
+            weights, held["caches"], first, start, shape=shape, steps=steps
         )
-        token = jnp.argmax(logits.unwrap("batch", "seq", "vocabulary")[:, 0], axis=-1)
-        return (token, [variable.freeze() for variable in variables]), token
+        return tokens
 
-    (_, states), tokens = jax.lax.scan(step, (first, states), jnp.arange(steps))
-    return tokens.T, states
+    rows = compare(
+        "decode 16 tokens, room for 256", ours, {HAND: theirs}, targets={HAND: 1 / 0.9}, max_s=60.0
+    )
+    our_step = layered.decode.lower(slots, held["states"], first, start, steps=1)
+    their_step = peer.decode.lower(weights, held["caches"], first, start, shape=shape, steps=1)
+    return rows + counted(
+        "bytes accessed by the program of a step", _bytes(our_step), {HAND: _bytes(their_step)},
+        unit="bytes", targets={HAND: 1.05},
+    )  # fmt: skip
+
+
+def _bytes(lowered: Any) -> float:
+    return float(lowered.compile().cost_analysis()["bytes accessed"])
+
+
+def eager_calls() -> list[Row]:
+    """A stack that is called eagerly again and again: nothing is traced twice."""
+    model, weights = _models(TINY)
+    tokens = _tokens(TINY.vocabulary)
+    compiled = jax.jit(_logits)
+    compiled(model, tokens)
+    return compare(
+        "eager call of a stacked model, again",
+        lambda: _logits(model, tokens),
+        {"the same call compiled": lambda: compiled(model, tokens)},
+        max_s=5.0,
+    )
+
+
+# --- the other spellings ----------------------------------------------------------------------------
+
+
+def _with_separate_blocks(model: Any) -> Any:
+    lookup, stack, *rest = model.sublayers
+    return dataclasses.replace(model, sublayers=[lookup, unstack(stack), *rest])
+
+
+def _as_registered_dataclasses(tree: Any) -> Any:
+    """The same tree with every struct as a plain dataclass of `jax.tree_util.register_dataclass`."""
+    if isinstance(tree, Struct) or nx.is_namedarray(tree):
+        names = [field.name for field in dataclasses.fields(tree)]
+        mirror = _mirror(type(tree), tuple(names))
+        return mirror(*(_as_registered_dataclasses(getattr(tree, name)) for name in names))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_as_registered_dataclasses(item) for item in tree)
+    return tree
+
+
+@functools.cache
+def _mirror(kind: type, names: tuple[str, ...]) -> Any:
+    made = dataclasses.make_dataclass(kind.__name__, names, frozen=True)
+    static = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if not field.metadata.get("pytree_node", True) or field.name == "named_axes"
+    }
+    return jax.tree_util.register_dataclass(
+        made,
+        data_fields=[name for name in names if name not in static],
+        meta_fields=[name for name in names if name in static],
+    )
+
+
+def _upstream_model(shape: peer.Shape, *, stacked: bool) -> Any:
+    """Upstream's Llama of a shape, parameters frozen; None where upstream is not installed."""
+    try:
+        if importlib.metadata.version("penzai") != "0.2.5":
+            return None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    from penzai import pz
+    from penzai.models.transformer.variants import llamalike_common
+
+    config = llamalike_common.LlamalikeTransformerConfig(
+        num_kv_heads=shape.kv_heads,
+        query_head_multiplier=shape.queries_per_kv,
+        embedding_dim=shape.embedding,
+        projection_dim=shape.head,
+        mlp_hidden_dim=shape.neurons,
+        num_decoder_blocks=shape.layers,
+        vocab_size=shape.vocabulary,
+        mlp_variant="swiglu",
+        tie_embedder_and_logits=True,
+        use_layer_stack=stacked,
+    )
+    model = llamalike_common.build_llamalike_transformer(config, jax.random.key(0))
+    return pz.freeze_params(model)
+
+
+def _upstream_logits(model: Any, tokens: jax.Array) -> Any:
+    from penzai import pz
+
+    return model(pz.nx.wrap(tokens).tag("batch", "seq")).unwrap("batch", "seq", "vocabulary")
+
+
+PROGRAMS: dict[str, Callable[[], list[Row]]] = {
+    "nn: forward": forward,
+    "nn: gradient": gradient,
+    "nn: compilation": compilation,
+    "nn: program size": program_size,
+    "nn: dispatch": dispatch,
+    "nn: decoding": decoding,
+    "nn: eager calls": eager_calls,
+}

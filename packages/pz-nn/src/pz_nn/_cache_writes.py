@@ -188,7 +188,8 @@ def nan_where(overflow: Any, output: Any) -> Any:
     flags = overflow.data_array if nx.is_namedarray(overflow) else overflow
     nan_or_zero: Any = jnp.where(flags, jnp.nan, 0.0)
     if nx.is_namedarray(overflow):
-        nan_or_zero = dataclasses.replace(overflow, data_array=nan_or_zero)
+        named: Any = overflow
+        nan_or_zero = dataclasses.replace(named, data_array=nan_or_zero)
 
     def poison(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -15,7 +15,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 
@@ -151,7 +151,8 @@ class FusedMixValues(Layer):
         tail = {self.token_axis: sizes[self.token_axis], self.kv_token_axis: keys}
         keep = keep.broadcast_to((), tail)
         order = [n for n in (*batch, *heads, *tail) if n in keep.named_shape]
-        return keep.unwrap(*order).reshape(*group_sizes, *tail.values())
+        mask: jax.Array = keep.unwrap(*order).reshape(*group_sizes, *tail.values())
+        return mask
 
 
 def _grouped(
@@ -162,9 +163,10 @@ def _grouped(
         array = array.broadcast_to((), batch)
     data = array.unwrap(*batch, token, *heads, last)
     shape = array.named_shape
-    return data.reshape(
+    grouped: jax.Array = data.reshape(
         math.prod(batch.values()), shape[token], math.prod(shape[h] for h in heads), shape[last]
     )
+    return grouped
 
 
 def use_fused_attention(
@@ -225,7 +227,7 @@ def _fused(layer: Any, where: str, implementation: Any) -> Any:
     )
 
 
-def _refuse(where: str, reason: str) -> Any:
+def _refuse(where: str, reason: str) -> NoReturn:
     raise FusedAttentionError(
         f"use_fused_attention: the attention layer at {where or 'the root'} needs its explicit weights: "
         f"{reason}. Leave it out of the selection, or take that out first."

@@ -194,7 +194,8 @@ class RingKVCachingAttention(CachingLayer):
 
 def _tokens_in_ring(last: Any, capacity: int) -> jax.Array:
     """The index of the token that stands at each place when `last` was the last; negative if none."""
-    return last - (last - jnp.arange(capacity)) % capacity
+    tokens: jax.Array = last - (last - jnp.arange(capacity)) % capacity
+    return tokens
 
 
 def _positions_of(held: jax.Array, positions: nx.NamedArrayBase, axis: str) -> Any:
