@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import pz_core
 from harness import Row, compare
+
+import pz_core
 
 __all__ = ["PROGRAMS"]
 
@@ -114,7 +115,10 @@ def _registration(group: Any, block: Any, title: str, targets: dict[str, float])
     _, plain_treedef = jax.tree.flatten(theirs)
     peer = "register_dataclass"
     contenders: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "flatten": (lambda: _no_result(jax.tree.flatten, ours), lambda: _no_result(jax.tree.flatten, theirs)),
+        "flatten": (
+            lambda: _no_result(jax.tree.flatten, ours),
+            lambda: _no_result(jax.tree.flatten, theirs),
+        ),
         "unflatten": (
             lambda: _no_result(treedef.unflatten, leaves),
             lambda: _no_result(plain_treedef.unflatten, leaves),
@@ -239,11 +243,16 @@ def edit_many() -> list[Row]:
 
     one = "ours, one step"
     return [
-        *compare("at_instances_of(C).apply(f)", one_step, {"jax.tree.map": by_map},
-                 targets={"jax.tree.map": 2.0}),
+        *compare(
+            "at_instances_of(C).apply(f)",
+            one_step,
+            {"jax.tree.map": by_map},
+            targets={"jax.tree.map": 2.0},
+        ),
         *compare("at, at_instances_of, where", three_steps, {one: one_step}, targets={one: 1.5}),
-        *compare("children, children, instances", three_levels, {one: one_step},
-                 targets={one: 1.5}),
+        *compare(
+            "children, children, instances", three_levels, {one: one_step}, targets={one: 1.5}
+        ),
     ]
 
 
@@ -266,8 +275,12 @@ def variables() -> list[Row]:
         return states[-1].value
 
     name = "jax.jit of raw scalars"
-    return compare("variable_jit, 200 scalar variables", ours_and_wait, {name: lambda: peer(raw)},
-                   targets={name: 2.0})
+    return compare(
+        "variable_jit, 200 scalar variables",
+        ours_and_wait,
+        {name: lambda: peer(raw)},
+        targets={name: 2.0},
+    )
 
 
 def imports() -> list[Row]:
@@ -276,8 +289,13 @@ def imports() -> list[Row]:
     def importing(module: str) -> Callable[[], None]:
         return lambda: _no_result(subprocess.check_call, [sys.executable, "-c", f"import {module}"])
 
-    return compare("import pz_core", importing("pz_core"), {"import jax": importing("jax")},
-                   targets={"import jax": 1.1}, max_s=60)
+    return compare(
+        "import pz_core",
+        importing("pz_core"),
+        {"import jax": importing("jax")},
+        targets={"import jax": 1.1},
+        max_s=60,
+    )
 
 
 PROGRAMS: dict[str, Callable[[], list[Row]]] = {

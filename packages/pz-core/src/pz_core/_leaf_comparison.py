@@ -73,8 +73,11 @@ def max_abs_difference(a: Any, b: Any) -> float | None:
       b: Another one.
 
     Returns:
-      NaN if a difference is NaN; None if the shapes differ, or the arrays are empty or no numbers.
+      NaN if a difference is NaN; None if the shapes differ, or the arrays are empty, being
+      traced, or no numbers.
     """
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return None
     a, b = _plain(a), _plain(b)
     is_number = jnp.issubdtype(a.dtype, jnp.number) and jnp.issubdtype(b.dtype, jnp.number)
     if a.shape != b.shape or not a.size or not is_number:
