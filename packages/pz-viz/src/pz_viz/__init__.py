@@ -17,6 +17,9 @@ from pz_viz.pages import to_html as to_html
 from pz_viz.repeated_siblings import folding as folding
 from pz_viz.selections import selection_to_html as selection_to_html
 from pz_viz.selections import selection_to_text as selection_to_text
+from pz_viz.summaries import rich_summary as rich_summary
+from pz_viz.summaries import summary as summary
+from pz_viz.summaries import summary_rows as summary_rows
 from pz_viz.token_probabilities import comparison_view as comparison_view
 from pz_viz.token_probabilities import token_probabilities_view as token_probabilities_view
 from pz_viz.token_visualization import show_token_array as show_token_array
@@ -38,12 +41,15 @@ __all__ = [
     "logit_lens_view",
     "register_as_default",
     "report",
+    "rich_summary",
     "selection_to_html",
     "selection_to_text",
     "show",
     "show_diff",
     "show_token_array",
     "show_token_scores",
+    "summary",
+    "summary_rows",
     "to_html",
     "token_probabilities_view",
 ]

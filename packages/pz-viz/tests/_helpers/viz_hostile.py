@@ -67,6 +67,7 @@ def hostile_views() -> dict[str, Any]:
             {text: text for text in HOSTILE}, {text: [text] for text in HOSTILE}, title=HOSTILE[5]
         ),
         "Effects": pz_viz.effect_view(axis, labels={HOSTILE[1]: HOSTILE}, title=HOSTILE[4]),
+        "Summary": pz_viz.summary({text: axis for text in HOSTILE}, title=HOSTILE[7]),
         "Tokens": pz_viz.show_token_array(np.arange(count), HOSTILE),
         "Scores": pz_viz.show_token_scores(np.arange(count), np.arange(count), HOSTILE),
         HOSTILE[3]: HOSTILE[8],
