@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from viz_hostile import hostile_views
-from viz_samples import Chain, Linear, Span, chain
+from viz_samples import Chain, Linear, Span, chain, linear
 
 import pz_viz
 from pz_core import selectors
@@ -225,6 +225,20 @@ def test_a_view_in_a_notebooks_frame(open_page):
     frame = page.frame_locator("iframe")
     frame.locator("canvas").focus()
     assert "axis0 0, axis1 0: 1" in frame.locator(".pz-readout").inner_text()
+
+
+def test_a_difference_and_a_summary_read_well(open_page):
+    before = Chain([Span(1, jnp.zeros(3)), Span(3, 4), Span(5, 6)])
+    after = Chain([Span(1, jnp.ones(3)), Span(3, 4, "km"), linear("new")])
+    page = open_page(
+        pz_viz.report(
+            {"Edit": pz_viz.show_diff(before, after), "Size": pz_viz.summary(after)}, title="Edit"
+        )
+    )
+    assert page.get_by_text("# unit changed from").is_visible()
+    assert page.get_by_text("largest absolute difference 1").is_visible()
+    assert page.locator("tfoot").is_visible()
+    picture(page, "difference")
 
 
 def test_array_pictures_are_drawn(open_page):

@@ -73,6 +73,12 @@ def test_a_changed_parameter_and_an_inserted_layer():
     inserted = Chain([before.sublayers[0], Span(0, 1), before.sublayers[1]])
     assert "# Added as [1]:" in diff_to_text(before, inserted)
     assert "# Added as [1]:" in pz_viz.to_html(pz_viz.show_diff(before, inserted))
+    grown = Chain([*before.sublayers, linear("new")])
+    assert "Linear(weights=ParameterValue(label='new', value=<NamedArray" in diff_to_text(
+        before, grown
+    )
+    tied = Chain([*before.sublayers, Linear(before.sublayers[0].weights, ("tied",))])
+    assert "<Parameter(label='a') of this tree>" in diff_to_text(before, tied)
 
 
 def test_equal_trees_have_no_changes():

@@ -36,3 +36,11 @@ def test_readme_example(tmp_path, monkeypatch, capsys):
     exec(compile(example, "README.md", "exec"), {})
     assert "# Selected:" in capsys.readouterr().out
     assert "A first look" in (tmp_path / "page.html").read_text("utf-8")
+
+
+@pytest.mark.skipif(not README.exists(), reason="the README is not in the source distribution")
+def test_pictures_of_the_readme_exist():
+    names = re.findall(r"!\[[^]]*\]\(([^)]*)\)", README.read_text("utf-8"))
+    assert names
+    for name in names:
+        assert (README.parent / name).read_bytes().startswith(b"\x89PNG")

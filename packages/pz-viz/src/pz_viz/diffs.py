@@ -60,8 +60,7 @@ def show_diff(before: Any, after: Any, *, title: str = "What changed") -> View:
       ['b'][0]: removed 2
     """
     changes = tree_diff.diff(before, after)
-    part = _drawn(before, list(changes)[:MOST_CHANGES])
-    tree = lowered(part)
+    tree = lowered(_drawn(before, changes))
     account = str(changes)
     hidden = len(changes) - MOST_CHANGES
     cut = f"{hidden} more changes are not drawn." if hidden > 0 else ""
@@ -77,12 +76,43 @@ def show_diff(before: Any, after: Any, *, title: str = "What changed") -> View:
 
 def diff_to_text(before: Any, after: Any) -> str:
     """The drawing of `show_diff` as text, boxes and all."""
-    changes = list(tree_diff.diff(before, after))[:MOST_CHANGES]
-    text: str = lowering.render_to_text_as_root(_drawn(before, changes))
+    text: str = lowering.render_to_text_as_root(_drawn(before, tree_diff.diff(before, after)))
     return text
 
 
-def _drawn(tree: Any, changes: Sequence[tree_diff.Change]) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _SameVariable:
+    """Stands for a variable of the first tree in something that was added."""
+
+    text: str
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        del path, subtree_renderer
+        return rendering_parts.comment_color(_text(f"<{visible(self.text)} of this tree>"))
+
+
+def _with_variables(node: Any, variables: Sequence[Any]) -> Any:
+    """A node of a diff with frozen values in place of the diff's own stand-ins."""
+
+    def value_of(leaf: Any) -> Any:
+        if not isinstance(leaf, tree_diff.VariableToken):
+            return leaf
+        value = variables[leaf.number]
+        return _SameVariable(leaf.text) if isinstance(value, tuple) else value
+
+    return jax.tree.map(value_of, node)
+
+
+def _drawn(tree: Any, account: tree_diff.TreeDiff) -> Any:
+    changes = []
+    for change in account.changes[:MOST_CHANGES]:
+        if isinstance(change, tree_diff.Added):
+            node = _with_variables(change.node, account.variables)
+            change = dataclasses.replace(change, node=node)
+        elif isinstance(change, tree_diff.Replaced):
+            after = _with_variables(change.after, account.variables)
+            change = dataclasses.replace(change, after=after)
+        changes.append(change)
     by_path: dict[str, list[tree_diff.Change]] = {}
     for change in changes:
         by_path.setdefault(jax.tree_util.keystr(change.path), []).append(change)
