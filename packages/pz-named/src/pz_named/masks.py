@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["band_mask", "causal_mask"]
 
 
-def _distance(what: str, named_shape: Mapping[AxisName, int]) -> NamedArrayBase:
-    """Position on the first axis minus position on the second."""
+def _positions(
+    what: str, named_shape: Mapping[AxisName, int], offset: Any
+) -> tuple[NamedArrayBase, NamedArrayBase]:
+    """The positions of queries and of keys."""
     sizes = checked_sizes(what, named_shape)
     if len(sizes) != 2:
         raise ValueError(
             f"{what}: named_shape needs two axes, of queries and of keys; it is {sizes!r}."
         )
     (query, query_size), (key, key_size) = sizes.items()
-    return arange(query, query_size) - arange(key, key_size)
+    queries: NamedArrayBase = arange(query, query_size)
+    if not (isinstance(offset, int) and offset == 0):
+        queries = queries + offset
+    return queries, arange(key, key_size)
 
 
 def causal_mask(named_shape: Mapping[AxisName, int], *, offset: Any = 0) -> NamedArrayBase:
@@ -44,8 +49,8 @@ def causal_mask(named_shape: Mapping[AxisName, int], *, offset: Any = 0) -> Name
     Raises:
       ValueError: When there are not two names.
     """
-    mask: NamedArrayBase = _distance("causal_mask", named_shape) + offset >= 0
-    return mask
+    queries, keys = _positions("causal_mask", named_shape, offset)
+    return queries >= keys
 
 
 def band_mask(
@@ -74,10 +79,10 @@ def band_mask(
         >>> nx.band_mask({"query": 2, "key": 3}, before=0, after=1).unwrap("query", "key").tolist()
         [[True, True, False], [False, True, True]]
     """
-    distance = _distance("band_mask", named_shape) + offset
+    queries, keys = _positions("band_mask", named_shape, offset)
     mask: NamedArrayBase = full(named_shape, True)
     if before is not None:
-        mask = mask & (distance <= before)
+        mask = mask & (queries - before <= keys)
     if after is not None:
-        mask = mask & (distance >= 0 - after)
+        mask = mask & (queries + after >= keys)
     return mask

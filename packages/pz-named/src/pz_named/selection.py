@@ -40,7 +40,7 @@ def where(condition: Any, x: Any, y: Any) -> NamedArrayBase:
         arrays (positional) or numbers.
 
     Returns:
-      An array with the names of all three.
+      An array with the names of `x`, then those that only `y` and the condition have.
 
     Raises:
       ValueError: When a name has two sizes.
@@ -57,7 +57,11 @@ def where(condition: Any, x: Any, y: Any) -> NamedArrayBase:
             "where: one of condition, x and y must be a named array; for plain arrays use "
             "jnp.where."
         )
-    return apply_elementwise(jnp.where, condition, x, y)
+    return apply_elementwise(_choose, x, y, condition)
+
+
+def _choose(x: Any, y: Any, condition: Any) -> Any:
+    return jnp.where(condition, x, y)
 
 
 def take(
