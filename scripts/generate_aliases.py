@@ -13,10 +13,13 @@ second time under another identity.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import sys
+import textwrap
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "src" / "penzai"
@@ -40,8 +43,19 @@ SINGLE_MODULES = {
     "penzai.treescope.formatting_util": "pz_viz.formatting_util",
     "penzai.treescope.repr_lib": "pz_viz.repr_lib",
 }
-# What `pz` takes from pz-viz.
-PZ_VIZ_NAMES = ["disable_interactive_context", "enable_interactive_context", "show"]
+# What `pz` offers besides pz-core's names: modules, and names by the module that they come from.
+PZ_LAZY_MODULES = {
+    "chk": "pz_named.shapecheck",
+    "nn": "penzai.pz.nn",
+    "nx": "pz_named.named_axes",
+    "ts": "penzai.pz.ts",
+}
+PZ_LAZY_NAMES = {
+    "treescope.context": ["ContextualValue"],
+    "treescope.dataclass_util": ["dataclass_from_attributes", "init_takes_fields"],
+    "pz_named.syntactic_sugar": ["slice"],
+    "pz_viz.compatibility": ["disable_interactive_context", "enable_interactive_context", "show"],
+}
 EAGER = {"penzai.models.transformer", "penzai.models.transformer.variants"}
 
 
@@ -75,7 +89,15 @@ def _isort_key(name: str) -> tuple[int, str, str]:
 
 
 def _public_names(module: str) -> list[str]:
-    return list(getattr(importlib.import_module(module), "__all__", ()))
+    """`__all__` as the source spells it: a module that needs an extra cannot always be imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{module} is not installed; run this in the development environment")
+    for node in ast.parse(pathlib.Path(spec.origin).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names: list[str] = ast.literal_eval(node.value)
+            return names
+    return []
 
 
 def leaf(alias: str, real: str) -> str:
@@ -135,18 +157,43 @@ def _namespace_nn() -> str:
 
 
 def _namespace_pz() -> str:
+    """`pz`: pz-core at once, the rest when it is first used; see `penzai._pictures` for why."""
+    homes = dict(PZ_LAZY_MODULES)
+    for module, names in PZ_LAZY_NAMES.items():
+        homes |= {name: f"{module}:{name}" for name in names}
+    core = _public_names("pz_core")
+    public = sorted([*core, *homes, "unbind_parameters"])
+    static = "".join(_imports(module, names) for module, names in PZ_LAZY_NAMES.items())
     return (
         f'"""The alias namespace `pz`: what a user types most, under short names. {GENERATED}"""\n\n'
-        + _imports("treescope.context", ["ContextualValue"])
-        + _imports("treescope.dataclass_util", ["dataclass_from_attributes", "init_takes_fields"])
-        + "\nfrom penzai.pz import nn as nn\nfrom penzai.pz import ts as ts\n"
-        + _imports("pz_core", _public_names("pz_core"))
-        + "from pz_named import named_axes as _named_axes\n"
-        + "from pz_named import shapecheck as _shapecheck\n"
-        + _imports("pz_named.syntactic_sugar", ["slice"])
-        + _imports("pz_viz.compatibility", PZ_VIZ_NAMES)
-        + "\nchk = _shapecheck\nnx = _named_axes\nunbind_parameters = unbind_params\n"
+        + "from typing import TYPE_CHECKING\n\n"
+        + "from penzai._lazy_names import lazy_names\n"
+        + "from penzai._pictures import load_with_treescope\n"
+        + _imports("pz_core", core)
+        + "\nif TYPE_CHECKING:\n"
+        + textwrap.indent(_sorted_by_section(static), "    ")
+        + "\n    chk = _shapecheck\n    nx = _named_axes\n"
+        + "else:\n    __getattr__, __dir__ = lazy_names(\n        __name__,\n        {\n"
+        + "".join(f'            "{name}": "{homes[name]}",\n' for name in sorted(homes))
+        + "        },\n    )\n\n"
+        + "unbind_parameters = unbind_params\n\n__all__ = [\n"
+        + "".join(f'    "{name}",\n' for name in public)
+        + "]\n\nload_with_treescope(__name__)\n"
     )
+
+
+def _sorted_by_section(static: str) -> str:
+    """The imports that type checkers read: treescope's, a blank line, then ours."""
+    lines = static.splitlines(keepends=True)
+    theirs = [line for line in lines if line.startswith("from treescope")]
+    ours = [line for line in lines if not line.startswith("from treescope")]
+    ours += [
+        "from penzai.pz import nn as nn\n",
+        "from penzai.pz import ts as ts\n",
+        "from pz_named import named_axes as _named_axes\n",
+        "from pz_named import shapecheck as _shapecheck\n",
+    ]
+    return "".join([*theirs, "\n", *sorted(ours)])
 
 
 def main() -> int:

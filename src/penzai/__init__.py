@@ -5,3 +5,7 @@
 Every module path of Penzai is here and is the module of the wheel that holds it:
 `penzai.core.selectors` is `pz_core.selectors`.
 """
+
+from importlib import metadata as _metadata
+
+__version__ = _metadata.version("penzai")

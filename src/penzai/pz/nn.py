@@ -5,12 +5,19 @@ from pz_nn import AddBias as AddBias
 from pz_nn import AddLearnedPositions as AddLearnedPositions
 from pz_nn import AddSinusoidalPositions as AddSinusoidalPositions
 from pz_nn import Affine as Affine
+from pz_nn import ApplyALiBi as ApplyALiBi
 from pz_nn import ApplyAttentionMask as ApplyAttentionMask
+from pz_nn import ApplyBidirectionalAttentionMask as ApplyBidirectionalAttentionMask
 from pz_nn import ApplyCausalAttentionMask as ApplyCausalAttentionMask
 from pz_nn import ApplyCausalSlidingWindowAttentionMask as ApplyCausalSlidingWindowAttentionMask
 from pz_nn import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
+from pz_nn import ApplyPackedDocumentAttentionMask as ApplyPackedDocumentAttentionMask
+from pz_nn import ApplyPrefixAttentionMask as ApplyPrefixAttentionMask
 from pz_nn import ApplyRoPE as ApplyRoPE
 from pz_nn import ApplyRoPEToSubset as ApplyRoPEToSubset
+from pz_nn import (
+    ApplySlidingWindowWithSinksAttentionMask as ApplySlidingWindowWithSinksAttentionMask,
+)
 from pz_nn import Attention as Attention
 from pz_nn import AveragePool as AveragePool
 from pz_nn import BatchNorm as BatchNorm
@@ -19,6 +26,7 @@ from pz_nn import BranchAndMultiplyTogether as BranchAndMultiplyTogether
 from pz_nn import CachingLayer as CachingLayer
 from pz_nn import CastToDType as CastToDType
 from pz_nn import CheckedSequential as CheckedSequential
+from pz_nn import CheckpointName as CheckpointName
 from pz_nn import CheckStructure as CheckStructure
 from pz_nn import ComputeInDType as ComputeInDType
 from pz_nn import ConcatBranches as ConcatBranches
@@ -35,6 +43,9 @@ from pz_nn import EmbeddingDecode as EmbeddingDecode
 from pz_nn import EmbeddingLookup as EmbeddingLookup
 from pz_nn import EmbeddingTable as EmbeddingTable
 from pz_nn import ExpertLinear as ExpertLinear
+from pz_nn import ForSomeBlocks as ForSomeBlocks
+from pz_nn import FusedAttentionError as FusedAttentionError
+from pz_nn import FusedMixValues as FusedMixValues
 from pz_nn import GatedMLP as GatedMLP
 from pz_nn import GroupNorm as GroupNorm
 from pz_nn import GroupStandardize as GroupStandardize
@@ -61,9 +72,12 @@ from pz_nn import MixtureOfExperts as MixtureOfExperts
 from pz_nn import NamedEinsum as NamedEinsum
 from pz_nn import NamedGroup as NamedGroup
 from pz_nn import ParameterLike as ParameterLike
+from pz_nn import PendingAttention as PendingAttention
+from pz_nn import PrepareAttention as PrepareAttention
 from pz_nn import RecurrentCell as RecurrentCell
 from pz_nn import RenameAxes as RenameAxes
 from pz_nn import Residual as Residual
+from pz_nn import RingKVCachingAttention as RingKVCachingAttention
 from pz_nn import RMSLayerNorm as RMSLayerNorm
 from pz_nn import RMSStandardize as RMSStandardize
 from pz_nn import RoPEScaling as RoPEScaling
@@ -71,15 +85,20 @@ from pz_nn import ScaleWithOffset as ScaleWithOffset
 from pz_nn import ScanOver as ScanOver
 from pz_nn import Sequential as Sequential
 from pz_nn import Softmax as Softmax
+from pz_nn import SoftmaxWithSink as SoftmaxWithSink
 from pz_nn import Standardize as Standardize
 from pz_nn import StochasticDropout as StochasticDropout
+from pz_nn import SuperBlock as SuperBlock
+from pz_nn import TakeSideInput as TakeSideInput
 from pz_nn import TanhSoftCap as TanhSoftCap
 from pz_nn import TrainingBatchNorm as TrainingBatchNorm
 from pz_nn import YarnScaling as YarnScaling
+from pz_nn import alibi_slopes as alibi_slopes
 from pz_nn import assert_no_parameter_slots as assert_no_parameter_slots
 from pz_nn import constant_initializer as constant_initializer
 from pz_nn import contract as contract
 from pz_nn import derive_param_key as derive_param_key
+from pz_nn import edit_blocks as edit_blocks
 from pz_nn import he_normal_initializer as he_normal_initializer
 from pz_nn import he_uniform_initializer as he_uniform_initializer
 from pz_nn import initializer_by_name as initializer_by_name
@@ -97,8 +116,11 @@ from pz_nn import normal_initializer as normal_initializer
 from pz_nn import orthogonal_initializer as orthogonal_initializer
 from pz_nn import quantize_linear as quantize_linear
 from pz_nn import quantize_linears as quantize_linears
+from pz_nn import restack as restack
 from pz_nn import set_training as set_training
 from pz_nn import truncated_normal_initializer as truncated_normal_initializer
+from pz_nn import unstack as unstack
+from pz_nn import use_fused_attention as use_fused_attention
 from pz_nn import variance_scaling_initializer as variance_scaling_initializer
 from pz_nn import xavier_normal_initializer as xavier_normal_initializer
 from pz_nn import xavier_uniform_initializer as xavier_uniform_initializer
