@@ -145,9 +145,9 @@ class TestLayout:
             selection.selected
 
     def test_repr_shows_the_fields(self):
-        assert repr(select(1)) == (
-            "Selection(selected_by_path=OrderedDict([((), 1)]), remainder=SelectionHole(path=()))"
-        )
+        by_path = OrderedDict({(): 1})  # its own repr depends on the version of Python
+        hole = "SelectionHole(path=())"
+        assert repr(select(1)) == f"Selection(selected_by_path={by_path}, remainder={hole})"
 
     def test_colliding_keys_are_an_error(self):
         @pytree_dataclass
