@@ -20,6 +20,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Models here are tiny and each is compiled once: compiling fast matters, running fast does not.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture
 def tokens() -> nx.NamedArray:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import pz_models_tiny as tiny
+from pz_models_tiny import Z
 
 from pz_core.selectors import select
-from pz_core.variables import Parameter, ParameterSlot, freeze_params, unbind_params
+from pz_core.variables import ParameterSlot, ParameterValue, freeze_params, unbind_params
 from pz_models.transformer.model_parts import TransformerBlock, TransformerLM
 from pz_models.transformer.variants import llamalike_common as ll
 from pz_named import named_axes as nx
@@ -18,17 +20,6 @@ from pz_nn.embeddings import EmbeddingDecode, EmbeddingLookup
 from pz_nn.linear_and_affine import ConstantRescale, Linear
 from pz_nn.standardization import RMSLayerNorm
 
-Z = ll.LlamalikeTransformerConfig(
-    num_kv_heads=2,
-    query_head_multiplier=2,
-    embedding_dim=16,
-    projection_dim=4,
-    mlp_hidden_dim=32,
-    num_decoder_blocks=2,
-    vocab_size=11,
-    mlp_variant="swiglu",
-    tie_embedder_and_logits=True,
-)
 LOCAL, GLOBAL = ll.AttentionTypeSlidingWindowCausal(2), ll.AttentionTypeGlobalCausal()
 EVERYTHING = {
     "num_kv_heads": 1,
@@ -63,14 +54,14 @@ PINNED = {
 
 
 def _build(key, **changes):
-    return ll.build_llamalike_transformer(dataclasses.replace(Z, **changes), init_base_rng=key)
+    return tiny.build(key, Z, **changes)
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("case", PINNED)
 def test_pinned_values(key, tokens, case):
     changes, logits, total = PINNED[case]
-    result = _build(key, **changes)(tokens).unwrap("seq", "vocabulary")
+    result = tiny.logits(_build(key, **changes), tokens)
     np.testing.assert_allclose(result[-1, :5], logits, atol=2e-5)
     np.testing.assert_allclose(result.sum(), total, atol=2e-4)
 
@@ -88,7 +79,8 @@ def test_tree_and_order_of_parameters(key):
     ]
     block = model.body.sublayers[1]
     assert isinstance(block.sublayers[0].delta.sublayers[1], Attention)
-    labels = [parameter.label for parameter in unbind_params(model)[1]]
+    values = select(model).at_instances_of(ParameterValue).get_sequence()
+    labels = [value.label for value in values]
     of_block = """pre_attention_norm/scale attention/query attention/query_norm/scale
         attention/key attention/key_norm/scale attention/value attention/output
         post_attention_norm/scale pre_ffw_norm/scale mlp/gating_linear mlp/value_linear
@@ -132,15 +124,9 @@ def test_tied_head_is_one_parameter_and_scaling_is_separate(key, tokens):
     for model in (scaled, plain):
         lookup, decode = model.body.sublayers[0], model.body.sublayers[-1]
         assert isinstance(decode, EmbeddingDecode)
-        assert lookup.table.embeddings is decode.table.embeddings
-    embed = plain.body.sublayers[0](tokens)
+        assert lookup.table.embeddings.label == decode.table.embeddings.label
     by_hand = select(plain).at(lambda m: m.body.sublayers[0]).insert_after(ConstantRescale(4.0))
-    np.testing.assert_allclose(
-        by_hand(tokens).unwrap("seq", "vocabulary"),
-        scaled(tokens).unwrap("seq", "vocabulary"),
-        atol=1e-5,
-    )
-    assert embed.named_shape == {"seq": 3, "embedding": 16}
+    np.testing.assert_allclose(tiny.logits(by_hand, tokens), tiny.logits(scaled, tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -165,23 +151,22 @@ def test_abstract_shapes_and_dtypes(dtypes, stacked):
 
 
 def test_without_a_key_there_are_slots(key):
-    slots, parameters = unbind_params(_build(key, use_layer_stack=True))
-    assert jax.tree.structure(slots) == jax.tree.structure(_build(None, use_layer_stack=True))
-    assert select(slots).at_instances_of(ParameterSlot).count() == len(parameters) + 1  # tied
+    config = dataclasses.replace(Z, use_layer_stack=True)
+    slots, parameters = unbind_params(ll.build_llamalike_transformer(config, key))
+    empty = ll.build_llamalike_transformer(config)
+    assert jax.tree.structure(slots) == jax.tree.structure(empty)
+    assert select(empty).at_instances_of(ParameterSlot).count() == len(parameters) + 1  # tied
 
 
 def test_padding_takes_no_position(key):
     model = _build(key)
-    alone = model(nx.wrap(jnp.array([4, 5]), "seq"))
-    padded = model(
+    alone = tiny.logits(model, nx.wrap(jnp.array([4, 5]), "seq"))
+    padded = tiny.logits(
+        model,
         nx.wrap(jnp.array([0, 4, 0, 5]), "seq"),
         token_positions=nx.wrap(jnp.array([-1, 0, -1, 1]), "seq"),
     )
-    np.testing.assert_allclose(
-        padded.unwrap("seq", "vocabulary")[jnp.array([1, 3])],
-        alone.unwrap("seq", "vocabulary"),
-        atol=1e-5,
-    )
+    np.testing.assert_allclose(padded[[1, 3]], alone, atol=1e-5)
 
 
 BAD_CONFIGS = [
@@ -219,36 +204,22 @@ def test_bad_tokens(key, value, error, message):
         model(value)
 
 
-def test_gradients_agree_stacked_and_unstacked(key, tokens):
+def test_stacked_agrees_with_unstacked_and_so_do_gradients(key, tokens):
     stacked = _build(key, use_layer_stack=True)
-    slots = _build(None)
-    flat = []
-    for parameter in unbind_params(stacked)[1]:
-        if "blocks" not in parameter.value.named_shape:
-            flat.append(parameter)
-            continue
-        for i in range(2):
-            label = parameter.label.replace("/blocks/", f"/block_{i}/")
-            flat.append(Parameter(value=parameter.value[{"blocks": i}], label=label))
-    from pz_core.variables import bind_variables
-
-    unstacked = bind_variables(slots, flat)
-
-    def gradients(model):
-        slots, values = unbind_params(model, freeze=True)
-
-        def loss(values):
-            logits = bind_variables(slots, values)(tokens)
-            return jnp.sum(jnp.sin(logits.unwrap("seq", "vocabulary")))
-
-        return {value.label: value.value for value in jax.grad(loss)(values)}
-
-    ours, theirs = gradients(stacked), gradients(unstacked)
+    unstacked = tiny.rename_blocks(stacked)
     np.testing.assert_allclose(
-        stacked(tokens).unwrap("seq", "vocabulary"),
-        unstacked(tokens).unwrap("seq", "vocabulary"),
-        atol=1e-4,
+        tiny.logits(stacked, tokens), tiny.logits(unstacked, tokens), atol=1e-4
     )
+
+    @jax.jit
+    def gradients(model):
+        return jax.grad(lambda m: jnp.sum(jnp.sin(m(tokens).unwrap("seq", "vocabulary"))))(model)
+
+    def by_label(model):
+        values = select(gradients(model)).at_instances_of(ParameterValue).get_sequence()
+        return {value.label: value.value for value in values}
+
+    ours, theirs = by_label(stacked), by_label(unstacked)
     for label, gradient in theirs.items():
         if "/block_1/" in label:
             expected = ours[label.replace("/block_1/", "/blocks/")][{"blocks": 1}]

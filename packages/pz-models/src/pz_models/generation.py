@@ -165,7 +165,7 @@ class _Run:
         self._bucket = _power_of_two(max(map(len, rows)), _SMALLEST_BUCKET)
         self._capacity = _power_of_two(self._bucket + 1, _SMALLEST_CAPACITY)
         self._sampling = temperature > 0
-        n_stops = -(-len(stop_ids) // _STOP_IDS_AT_ONCE) * _STOP_IDS_AT_ONCE
+        n_stops = max(1, -(-len(stop_ids) // _STOP_IDS_AT_ONCE)) * _STOP_IDS_AT_ONCE
         padded = stop_ids + [-1] * (n_stops - len(stop_ids))
         self._settings = _decoding.Settings(
             stop_ids=jnp.asarray(padded, jnp.int32),

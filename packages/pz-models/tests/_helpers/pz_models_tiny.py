@@ -4,8 +4,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
+from pz_core.selectors import select
+from pz_core.variables import ParameterValue, bind_variables, freeze_params
 from pz_models.transformer.variants import llamalike_common
 
 CONFIG = llamalike_common.LlamalikeTransformerConfig(
@@ -21,10 +24,60 @@ CONFIG = llamalike_common.LlamalikeTransformerConfig(
     scale_embeddings=False,
 )
 
+# The configuration of the pinned test vectors.
+Z = llamalike_common.LlamalikeTransformerConfig(
+    num_kv_heads=2,
+    query_head_multiplier=2,
+    embedding_dim=16,
+    projection_dim=4,
+    mlp_hidden_dim=32,
+    num_decoder_blocks=2,
+    vocab_size=11,
+    mlp_variant="swiglu",
+    tie_embedder_and_logits=True,
+)
 
-def build(key: Any, **changes: Any) -> Any:
-    config = dataclasses.replace(CONFIG, **changes)
-    return llamalike_common.build_llamalike_transformer(config, init_base_rng=key)
+
+def build(key: Any, config: Any = CONFIG, **changes: Any) -> Any:
+    """A model with frozen parameters; initialised in one compiled program, to save time."""
+    config = dataclasses.replace(config, **changes)
+    if key is None:
+        return llamalike_common.build_llamalike_transformer(config)
+    return jax.jit(
+        lambda key: freeze_params(
+            llamalike_common.build_llamalike_transformer(config, init_base_rng=key)
+        )
+    )(key)
+
+
+@jax.jit
+def _call(model: Any, tokens: Any, side_inputs: Any) -> Any:
+    logits = model(tokens, **side_inputs)
+    axes = (*(axis for axis in logits.named_shape if axis not in ("seq", "vocabulary")), "seq")
+    return logits.unwrap(*axes, "vocabulary")
+
+
+def logits(model: Any, tokens: Any, **side_inputs: Any) -> np.ndarray:
+    """Logits {batch…, seq, vocabulary} of a model, compiled."""
+    return np.asarray(_call(freeze_params(model), tokens, side_inputs))
+
+
+def rename_blocks(model: Any) -> Any:
+    """The unstacked twin of a model with a layer stack of its blocks."""
+    config = dataclasses.replace(model.metadata.config, use_layer_stack=False)
+    parameters = []
+    for value in select(model).at_instances_of(ParameterValue).get_sequence():
+        if "blocks" not in value.value.named_shape:
+            parameters.append(value)
+            continue
+        for i in range(config.num_decoder_blocks):
+            label = value.label.replace("/blocks/", f"/block_{i}/")
+            parameters.append(
+                ParameterValue(label=label, value=value.value[{"blocks": i}], metadata={})
+            )
+    slots = llamalike_common.build_llamalike_transformer(config)
+    unique = {value.label: value for value in parameters}
+    return bind_variables(slots, unique.values())
 
 
 METADATA = {
