@@ -39,6 +39,14 @@ class Row:
     repair: Callable = lambda: None
 
 
+class OddLeaf:
+    """A leaf whose sharding is none that JAX knows."""
+
+    shape = (2,)
+    dtype = np.dtype("float32")
+    sharding = "odd"
+
+
 ROWS = {
     # naming
     "tag count": Row(
@@ -191,8 +199,31 @@ ROWS = {
     "nmap output": Row(
         lambda: nx.nmap(lambda v: {"k": "text"})(half()), TypeError, r"output\['k'\] is 'text'"
     ),
-    "order text": Row(lambda: x() < "text", TypeError, "not supported|Array"),
-    "add list": Row(lambda: x() + [1], TypeError, "unsupported operand|list"),
+    "order text": Row(
+        lambda: x() < "text", TypeError, r"lt: unsupported operands \(NamedArray, str\)"
+    ),
+    "add list": Row(
+        lambda: x() + [1],
+        TypeError,
+        r"add: unsupported operands \(NamedArray, list\)",
+        lambda: x() + jnp.asarray([1]),
+    ),
+    "add none": Row(
+        lambda: None + x(), TypeError, r"add: unsupported operands \(NoneType, NamedArray\)"
+    ),
+    "divmod text": Row(
+        lambda: divmod(x(), "text"), TypeError, r"divmod: unsupported operands \(NamedArray, str\)"
+    ),
+    "mask text": Row(
+        lambda: nx.softmax(x(), "batch", where="text"),
+        TypeError,
+        "softmax: every operand must be.*'text' of type str",
+    ),
+    "odd sharding": Row(
+        lambda: nx.sharding_of(NamedArray(collections.OrderedDict(a=2), OddLeaf())),
+        TypeError,
+        "only a NamedSharding.*'odd'",
+    ),
     "jnp function": Row(lambda: jnp.sin(x()), TypeError, "NamedArray"),
     "numpy ufunc": Row(lambda: np.add(x(), 1), TypeError, "does not support ufuncs"),
     "matmul rank": Row(lambda: x() @ x(), ValueError, "at least 1|ndim|rank"),

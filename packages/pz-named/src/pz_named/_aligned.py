@@ -156,17 +156,33 @@ def apply_elementwise(op: Callable[..., Any], *operands: Any) -> NamedArrayBase:
     """
     keys = tuple(map(_key, operands))
     if _NO_ARRAY in keys:
-        return cast("NamedArrayBase", nmap(op)(*operands))
+        return cast("NamedArrayBase", _lifted(op, operands))
     plan = _plan(keys)
     if plan is None:
         raise_size_conflict(getattr(op, "__name__", repr(op)), operands, {})
     return plan.result.pack(op(*_aligned(plan, operands)))
 
 
+def _lifted(op: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """The operator on slices, for operands that bring an operator of their own.
+
+    Raises:
+      TypeError: When they bring none.
+    """
+    try:
+        return nmap(op)(*operands)
+    except TypeError as exc:
+        kinds = ", ".join(type(o).__name__ for o in operands)
+        raise TypeError(
+            f"{getattr(op, '__name__', repr(op))}: unsupported operands ({kinds}); besides named "
+            "arrays, operators take arrays and numbers. Convert lists with jnp.asarray."
+        ) from exc
+
+
 def apply_divmod(x: Any, y: Any) -> tuple[NamedArrayBase, NamedArrayBase]:
     """`divmod` of aligned operands; one of them is a named array."""
     if not (is_array_like(x) and is_array_like(y)):
-        return cast("tuple[NamedArrayBase, NamedArrayBase]", nmap(divmod)(x, y))
+        return cast("tuple[NamedArrayBase, NamedArrayBase]", _lifted(divmod, (x, y)))
     (first, second), names = align("divmod", x, y)
     quotient, remainder = divmod(first, second)
     return pack(quotient, names), pack(remainder, names)

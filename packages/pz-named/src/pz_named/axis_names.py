@@ -32,4 +32,4 @@ class TmpPosAxisMarker:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"<unnamed axis {id(self):#x}>"
+        return "<unnamed axis>"

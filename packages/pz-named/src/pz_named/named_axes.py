@@ -91,6 +91,7 @@ from pz_named.selection import take as take
 from pz_named.selection import take_along as take_along
 from pz_named.selection import top_k as top_k
 from pz_named.selection import where as where
+from pz_named.signatures import checked as checked
 from pz_named.slicing import dynamic_slice as dynamic_slice
 from pz_named.slicing import dynamic_update_slice as dynamic_update_slice
 from pz_named.slicing import slice_axis as slice_axis
@@ -110,6 +111,7 @@ __all__ = [
     "associative_scan",
     "band_mask",
     "causal_mask",
+    "checked",
     "compress",
     "concatenate",
     "count_nonzero",
