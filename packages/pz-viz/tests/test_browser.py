@@ -241,6 +241,18 @@ def test_a_difference_and_a_summary_read_well(open_page):
     picture(page, "difference")
 
 
+def test_treescopes_own_display_folds_by_keyboard(open_page):
+    import treescope
+
+    html = treescope.render_to_html(Span(Span([1, 2], "x" * 70), 3), compressed=False)
+    page = open_page(f"<!DOCTYPE html><html><body>{html}</body></html>")
+    first = page.locator(".foldable_node_toggle").first
+    first.focus()
+    assert first.is_checked()
+    page.keyboard.press("Space")
+    assert not first.is_checked()
+
+
 def test_array_pictures_are_drawn(open_page):
     import treescope
 

@@ -109,5 +109,17 @@ def test_a_view_displays_itself_in_a_frame_of_its_own():
     assert repr(view) == view.text
 
 
+def test_views_stand_side_by_side():
+    view = pz_viz.side_by_side(
+        {"one": pz_viz.effect_view(np.eye(2)), "<two>": pz_viz.summary(Span(1, 2))}, title="Both"
+    )
+    page = checked(pz_viz.to_html(view))
+    assert "<two>" in page.texts
+    assert view.text.startswith("[one]\nEffects")
+    static = pz_viz.to_html(view, static=True)
+    assert "<img" in static
+    assert pz_viz.side_by_side({"s": pz_viz.summary(1)}).static_body is None
+
+
 def test_ten_thousand_layers_make_a_small_page():
     assert len(pz_viz.to_html(Chain([Span(i, linear("a")) for i in range(10_000)]))) < 100_000

@@ -1,10 +1,16 @@
 """Selections drawn in their tree, exactly as a reader sees them."""
 
+import sys
+import threading
+import types
+
 import jax
+import jax.numpy as jnp
 import pytest
 import treescope
 from viz_samples import Chain, Linear, Span, chain
 
+import pz_named as nx
 import pz_viz
 from pz_core import selectors
 from pz_core.selectors import Selection
@@ -24,7 +30,7 @@ def test_selected_nodes_are_boxed_and_their_ancestors_open():
     assert (
         pz_viz.selection_to_text(example())
         == f"""\
-pz.select(
+pz_core.select(
   {{
     'cfg': 3,
     'spans': [
@@ -72,12 +78,32 @@ def test_treescope_draws_a_root_selection_in_the_same_way():
     assert "# Selected:" in treescope.render_to_html(example(), compressed=False)
 
 
+def test_the_umbrella_gives_its_own_name_and_one_is_singular(monkeypatch):
+    monkeypatch.setitem(sys.modules, "penzai.pz", types.ModuleType("penzai.pz"))
+    text = pz_viz.selection_to_text(selectors.select(Span(1, 2)))
+    assert text.splitlines()[0] == "pz.select("
+    assert text.splitlines()[-1] == ").at_keypaths(<1 subtree, highlighted above>)"
+
+
+def test_selected_data_shows_although_arrays_are_pictured():
+    model = {"a": nx.wrap(jnp.arange(6.0)).tag("x"), "b": nx.wrap(jnp.arange(6.0)).tag("x")}
+    picked = selectors.select(model).at(lambda t: t["a"].data_array)
+    with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
+        text = pz_viz.selection_to_text(picked)
+    first, second = text.split("'b': ")
+    assert "# Selected:" in first
+    assert "Arrayviz" not in first.split("# Selected:")[0]
+    assert "Arrayviz" not in second  # closed
+    with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
+        assert "arrayviz_container" in pz_viz.selection_to_html(picked, compressed=False)
+
+
 def test_nested_selections_are_ordinary_structs():
     text = treescope.render_to_text([example()])
-    assert "pz.select(" not in text
+    assert "pz_core.select(" not in text
     assert "Selection(" in text
     twice = treescope.render_to_text(selectors.select(example()))
-    assert twice.count("pz.select(") == 1
+    assert twice.count("pz_core.select(") == 1
 
 
 def test_key_paths_can_be_unfolded():
@@ -94,7 +120,7 @@ def test_key_paths_can_be_unfolded():
 def test_nothing_and_everything_selected():
     nothing = selectors.select(EXAMPLE).at_instances_of(bytes)
     assert pz_viz.selection_to_text(nothing).splitlines() == [
-        "pz.select(",
+        "pz_core.select(",
         "  {'cfg': 3, 'spans': [Span(lo=1, hi=2, unit='m'), Span(lo=5, hi=9, unit='s')]}",
         ").at_keypaths(<0 subtrees, highlighted above>)",
     ]
@@ -155,12 +181,10 @@ def test_show_methods_print_outside_of_a_notebook(capsys):
     example().show_selection()
     assert capsys.readouterr().out == pz_viz.selection_to_text(example()) + "\n"
     example().show_value()
-    assert "pz.select(" not in capsys.readouterr().out
+    assert "pz_core.select(" not in capsys.readouterr().out
 
 
 def test_drawing_does_not_disturb_other_threads():
-    import threading
-
     def draw(results, i):
         model = Chain([Span(j, i) for j in range(5)])
         picked = selectors.select(model).at(lambda m: m.sublayers[i])

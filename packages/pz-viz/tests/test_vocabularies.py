@@ -94,6 +94,11 @@ def test_a_real_byte_level_tokenizer(wrap):
     assert not vocabulary.special(1)
 
 
+def test_byte_pieces_are_written_as_what_they_stand_for():
+    vocabulary = as_vocabulary(["<0x0A>", "<0xE2>", "<0x41>"])
+    assert [vocabulary.text(i) for i in range(3)] == ["\n", "\\xe2", "A"]
+
+
 def test_what_is_no_vocabulary_is_an_error():
     with pytest.raises(TypeError, match=r"expected a tokenizer, a list or dict .* got int"):
         as_vocabulary(7)

@@ -25,6 +25,7 @@ from pz_viz.token_probabilities import token_probabilities_view as token_probabi
 from pz_viz.token_visualization import show_token_array as show_token_array
 from pz_viz.token_visualization import show_token_scores as show_token_scores
 from pz_viz.views import View as View
+from pz_viz.views import side_by_side as side_by_side
 
 __all__ = [
     "HostCopyError",
@@ -48,6 +49,7 @@ __all__ = [
     "show_diff",
     "show_token_array",
     "show_token_scores",
+    "side_by_side",
     "summary",
     "summary_rows",
     "to_html",

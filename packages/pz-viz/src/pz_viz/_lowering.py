@@ -21,6 +21,7 @@ __all__ = ["LoweredTree", "drawn", "lowered"]
 # Handlers written into attributes, which our policy blocks; the page's script does their work.
 _COPY_HANDLER = " onClick='this.getRootNode().host.defns.handle_copy_click(this)'"
 _RUN_HERE = "<treescope-run-here>"
+_INPUT_END = "></input>"  # an end tag that HTML does not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def lowered(part: Any, *, roundtrip: bool = False) -> LoweredTree:
     """
     stream = io.StringIO()
     part.render_to_html(stream, at_beginning_of_line=True, render_context={})
-    body = stream.getvalue().replace(_COPY_HANDLER, "")
+    body = stream.getvalue().replace(_COPY_HANDLER, "").replace(_INPUT_END, ">")
     if _RUN_HERE in body:  # an array picture or a frame, which only scripts can draw
         fragment = lowering.render_to_html_as_root(part, roundtrip, compressed=True)
         return LoweredTree(fragment, "", runs_scripts=True)

@@ -9,6 +9,7 @@ is looked for last: HuggingFace tokenizers are callable too, and encode when cal
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
 
 
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_OF_CHARACTER = _byte_level_alphabet()
 
 
@@ -76,6 +78,9 @@ class Vocabulary:
         if self.byte_level:
             text = _text_of_byte_level(piece)
             return piece if text is None else text
+        byte = _BYTE_PIECE.fullmatch(piece)
+        if byte is not None:  # SentencePiece's spelling of a byte without a piece of its own
+            return bytes.fromhex(byte[1]).decode("ascii", "backslashreplace")
         return piece.replace("▁", " ")
 
     def label(self, token_id: int) -> str:

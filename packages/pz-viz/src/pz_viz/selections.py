@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import treescope
 from treescope import layout_algorithms, lowering, rendering_parts
 
 from pz_core.selectors import Selection
+from pz_named.named_axes import NamedArrayBase
 from pz_viz import _structs, repeated_siblings
 from pz_viz._markup import visible
 
@@ -67,6 +69,11 @@ def _mark_selected(node: Any, path: str | None, node_renderer: Any) -> Any:
     """Wrapper hook: boxes a node whose path is selected."""
     tracker = _tracker.get()
     if tracker is None or path is None or path not in tracker.selected:
+        shown = repeated_siblings.shown_paths.get()
+        if isinstance(node, NamedArrayBase) and shown is not None and path in shown.ancestors:
+            # A picture of the array would hide the data that is selected inside of it.
+            with treescope.active_autovisualizer.set_scoped(None):
+                return node_renderer(node, path)
         return NotImplemented
     if path in tracker.rendered:
         tracker.repeated.add(path)
@@ -141,7 +148,8 @@ def render_selection(
 def _selecting_code(value: Any, keypaths: Sequence[tuple[Any, ...]]) -> list[Any]:
     """`pz.select(`, the value, `).at_keypaths(<n subtrees, highlighted above>)`."""
     grey = rendering_parts.comment_color
-    count = f"{len(keypaths)} subtrees, highlighted above"
+    plural = "" if len(keypaths) == 1 else "s"
+    count = f"{len(keypaths)} subtree{plural}, highlighted above"
     label = grey(
         rendering_parts.siblings(
             rendering_parts.fold_condition(expanded=_text("# "), collapsed=_text("<")),
@@ -162,10 +170,15 @@ def _selecting_code(value: Any, keypaths: Sequence[tuple[Any, ...]]) -> list[Any
         expand_state=rendering_parts.ExpandState.COLLAPSED,
     ).renderable
     return [
-        grey(_text("pz.select(")),
+        grey(_text(f"{_namespace()}.select(")),
         rendering_parts.indented_children([value]),
         rendering_parts.siblings(grey(_text(").at_keypaths(")), listing, grey(_text(")"))),
     ]
+
+
+def _namespace() -> str:
+    """Where a reader finds `select`: in the umbrella if it is loaded, in pz-core otherwise."""
+    return "pz" if "penzai.pz" in sys.modules else "pz_core"
 
 
 def _keypath_line(keypath: tuple[Any, ...]) -> Any:

@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pz_viz._markup import attributes, escaped
+from pz_viz._markup import attributes, escaped, visible
 
-__all__ = ["Theme", "View", "document"]
+__all__ = ["Theme", "View", "document", "side_by_side"]
 
 Theme = Literal["auto", "light", "dark"]
 
@@ -122,4 +123,35 @@ def document(
         f"<style>\n{style}{asset('page.css')}</style>\n</head>\n"
         f"<body{attributes({'class': 'pz-embedded' if embedded else None})}>\n{body}\n{end}"
         "</body>\n</html>\n"
+    )
+
+
+def side_by_side(views: Mapping[str, View], *, title: str = "Side by side") -> View:
+    """Puts views next to each other, as two runs of one experiment.
+
+    Args:
+      views: Headings with their views.
+      title: Heading of the whole.
+
+    Returns:
+      A view; where the window is narrow the parts stand one below the other.
+    """
+
+    def joined(bodies: Mapping[str, str]) -> str:
+        parts = [
+            f"<div><h3>{escaped(heading)}</h3>{body}</div>" for heading, body in bodies.items()
+        ]
+        return f'<div class="pz-side">{"".join(parts)}</div>'
+
+    needs_script = any(view.static_body is not None for view in views.values())
+    static = {
+        heading: view.body if view.static_body is None else view.static_body
+        for heading, view in views.items()
+    }
+    return View(
+        title,
+        joined({heading: view.body for heading, view in views.items()}),
+        "\n\n".join(f"[{visible(heading)}]\n{view.text}" for heading, view in views.items()),
+        joined(static) if needs_script else None,
+        max((view.height for view in views.values()), default=100) + 40,
     )
