@@ -8,7 +8,6 @@ from nn_helpers import (
     assert_close,
     assert_jit_equals_eager,
     axis_order,
-    check_gradients,
     named,
     raises,
     raw,
@@ -124,13 +123,6 @@ def test_softmax_errors():
         Softmax("a")(nx.wrap(jnp.ones(3)))
     with raises(TypeError, "Softmax", "wrap"):
         Softmax("a")(jnp.ones(3))
-
-
-def test_softmax_gradient(float64):
-    x = named(0, {"a": 2, "b": 3}, jnp.float64)
-    check_gradients(
-        lambda d: jnp.sin(Softmax("b")(nx.wrap(d, "a", "b")).unwrap("a", "b")), x.unwrap("a", "b")
-    )
 
 
 def test_cast_to_dtype():

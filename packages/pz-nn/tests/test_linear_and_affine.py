@@ -349,6 +349,8 @@ def test_add_bias(key):
         layer(named(0, {"f": 4}))
     with raises(ValueError, "AddBias", "['f']", "new_axis_names"):
         layer(named(0, {"n": 4}))
+    with raises(ValueError, "AddBias.from_config('B')", "['f']", "new_output_axes={'f': 2}"):
+        AddBias.from_config("B", key, {"f": 3}, {"f": 2})
 
 
 def test_affine_with_everything(key):

@@ -118,3 +118,6 @@ def test_errors(key):
         linear(named(0, {"tokens": 2, "e": 3}))
     with raises(ValueError, "ExpertLinear", "{'e': 3}", "{'n': 2, 'e': 3}"):
         linear(named(0, {"n": 2, "e": 3}), expert_group_sizes=jnp.array([2, 0, 0, 0]))
+    for axes in ({"e": 3}, {"experts": 2}, {"tokens": 2}):
+        with raises(ValueError, "ExpertLinear.from_config('x')", str(axes)):
+            ExpertLinear.from_config("x", None, {"e": 3}, axes, 4)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nn_helpers import assert_close, axis_order, check_gradients, draw, named, raises, raw
+from nn_helpers import assert_close, axis_order, draw, named, raises, raw
 
 from pz_core.random_stream import RandomStream
 from pz_core.struct import pytree_dataclass
@@ -169,10 +169,7 @@ def test_eager_calls_compile_once(key):
     assert len(traces) > first
 
 
-@pytest.mark.parametrize("cls, oracle", CELLS)
-def test_gradient(float64, key, cls, oracle):
-    layer = ScanOver(cell_of(cls, key, jnp.float64), "t")
-    check_gradients(
-        lambda d: layer(nx.wrap(d, "t", "f")).unwrap("t", "h"),
-        np.random.default_rng(0).normal(size=(3, 3)),
-    )
+@pytest.mark.parametrize("cls", [GRUCell, LSTMCell])
+def test_the_axis_of_gates_is_the_cells_own(cls):
+    with raises(ValueError, f"{cls.__name__}.from_config('r')", "['gates']"):
+        cls.from_config("r", None, {"f": 3}, {"gates": 4})

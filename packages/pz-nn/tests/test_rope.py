@@ -6,7 +6,6 @@ from nn_helpers import (
     assert_close,
     assert_jit_equals_eager,
     axis_order,
-    check_gradients,
     named,
     raises,
     raw,
@@ -107,15 +106,6 @@ def test_low_precision(dtype, tolerance):
     assert rounded.dtype == dtype
     assert_close(raw(rounded), oracle(raw(x), raw(p)), 2 * tolerance)
     assert (raw(rounded) != raw(y)).any()
-
-
-def test_gradient(float64):
-    p = nx.arange("s", 3)
-
-    def run(d):
-        return ApplyRoPE("e", 100.0, "p")(nx.wrap(d, "s", "e"), p=p).unwrap("s", "e")
-
-    check_gradients(run, np.random.default_rng(0).normal(size=(3, 4)))
 
 
 def test_given_frequencies_replace_the_formula():

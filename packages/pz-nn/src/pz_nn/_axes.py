@@ -44,15 +44,22 @@ def names_and_data(value: Any, user: str) -> tuple[Names, jax.Array]:
             f"{user}: the input must be a named array, but is a {type(value).__name__}. "
             'Name its axes first: `wrap(array, "batch", "features")`.'
         )
+    prefix = value if isinstance(value, NamedArray) else None
+    if prefix is None or len(prefix.named_axes) != prefix.data_array.ndim:
+        prefix = _fully_named(value, user)
+    return tuple(prefix.named_axes), prefix.data_array
+
+
+def _fully_named(value: NamedArrayBase, user: str) -> NamedArray:
     if value.positional_shape:
         raise ValueError(
             f"{user}: every axis of the input must be named, but it has positional axes of shape "
             f"{value.positional_shape} beside named_shape={value.named_shape}. Tag them first: "
             '`x.tag("name", ...)`.'
         )
-    prefix = value if isinstance(value, NamedArray) else value.untag()
+    prefix = value.untag()
     assert isinstance(prefix, NamedArray)
-    return tuple(prefix.named_axes), prefix.data_array
+    return prefix
 
 
 def with_names(names: Iterable[Hashable], data: jax.Array) -> NamedArray:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def cast(data: jax.Array, dtype: Any) -> jax.Array:
+    """The data in a dtype; the data itself if it has it, which saves a step when tracing."""
+    return data if data.dtype == dtype else data.astype(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype is real floating."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+@functools.lru_cache(maxsize=256)
+def _computation_dtypes(dtype: Any, compute_dtype: Any) -> tuple[Any, Any]:
+    result = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
+    wide = result if compute_dtype is None else jnp.promote_types(result, compute_dtype)
+    return wide, result
 
 
 def upcast(data: jax.Array, compute_dtype: Any) -> tuple[jax.Array, Any]:
@@ -17,11 +36,7 @@ def upcast(data: jax.Array, compute_dtype: Any) -> tuple[jax.Array, Any]:
 
     Returns:
         The data in the promotion of its own dtype and `compute_dtype`, and the dtype to cast the result
-        to: that of the data, or the default float for integers.
+        to: that of the data, or a float for integers.
     """
-    if not jnp.issubdtype(data.dtype, jnp.inexact):
-        data = data.astype(jnp.result_type(float))
-    result_dtype = data.dtype
-    if compute_dtype is None:
-        return data, result_dtype
-    return data.astype(jnp.promote_types(result_dtype, compute_dtype)), result_dtype
+    wide, result = _computation_dtypes(data.dtype, compute_dtype)
+    return cast(data, wide), result

@@ -12,6 +12,7 @@ from pz_named import shapecheck as chk
 from pz_named.named_axes import NamedArrayBase
 from pz_nn._axes import near_misses
 from pz_nn._contraction import contract_data
+from pz_nn._dtypes import is_floating
 
 Spec = tuple[str, ...] | dict[str, str]
 
@@ -111,7 +112,7 @@ def _fit(inputs: tuple[Any, ...], specs: Sequence[dict[str, str]]) -> bool:
         if not isinstance(array, NamedArrayBase) or array.positional_shape:
             return False
         shape = array.named_shape
-        if not jnp.issubdtype(array.dtype, jnp.floating) or any(name not in shape for name in spec):
+        if not is_floating(array.dtype) or any(name not in shape for name in spec):
             return False
         if any(sizes.setdefault(index, shape[name]) != shape[name] for name, index in spec.items()):
             return False
@@ -147,10 +148,10 @@ def contract_labelled(
     if _is_plain_pair(labels, result_labels):
         return contract_data(
             operands[0],
-            labels[0],
+            tuple(labels[0]),
             operands[1],
-            labels[1],
-            result_labels,
+            tuple(labels[1]),
+            tuple(result_labels),
             precision=precision,
             preferred_element_type=preferred_element_type,
         )

@@ -51,6 +51,22 @@ def primed_output_names(
     return primed
 
 
+def check_disjoint(user: str, **groups: AxisSizes) -> None:
+    """Checks that no axis name stands in two groups.
+
+    Raises:
+        ValueError: If one does.
+    """
+    names = [name for group in groups.values() for name in group]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        shown = ", ".join(f"{label}={group}" for label, group in groups.items())
+        raise ValueError(
+            f"{user}: each axis name may stand in one group only, but {repeated} stand in several: "
+            f"{shown}. Give one of them another name."
+        )
+
+
 def label_prefix(parameter: Any) -> str:
     """`(layer name) ` from the label of its weights, or nothing."""
     if isinstance(parameter, LabeledVariable | LabeledVariableValue):

@@ -16,6 +16,7 @@ from pz_nn._axes import (
     names_and_data,
     with_names,
 )
+from pz_nn._dtypes import cast
 from pz_nn._side_inputs import required
 from pz_nn.rope_scaling import DefaultScaling
 
@@ -71,7 +72,7 @@ def rotate(
     if size == 0:
         return moved
     cos, sin = _cos_and_sin(layer, positions, names[:-1], size, data.dtype, side_inputs)
-    turned = _turn(data[..., :size], cos, sin, layer.pairing).astype(data.dtype)
+    turned = cast(_turn(data[..., :size], cos, sin, layer.pairing), data.dtype)
     if size < data.shape[-1]:
         turned = jnp.concatenate([turned, data[..., size:]], axis=-1)
     return with_names(names, turned)
@@ -135,7 +136,7 @@ def _cos_and_sin(
     if factor != 1.0:
         cos, sin = cos * factor, sin * factor
     if layer.angles_in_input_dtype:
-        cos, sin = cos.astype(dtype), sin.astype(dtype)
+        cos, sin = cast(cos, dtype), cast(sin, dtype)
     return cos, sin
 
 

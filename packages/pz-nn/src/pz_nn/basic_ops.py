@@ -17,7 +17,7 @@ from pz_core.colors import color_from_string
 from pz_core.struct import pytree_dataclass
 from pz_named.named_axes import NamedArray, NamedArrayBase, is_namedarray, nmap, wrap
 from pz_nn._axes import as_names, axis_indices, move_to_end, names_and_data
-from pz_nn._dtypes import upcast
+from pz_nn._dtypes import cast, upcast
 from pz_nn.layer import Layer
 
 __all__ = ["CastToDType", "Elementwise", "Softmax", "TanhSoftCap"]
@@ -143,7 +143,8 @@ class Softmax(Layer):
         names, data = names_and_data(logits, "Softmax")
         indices = axis_indices(names, axes, "Softmax")
         data, result_dtype = upcast(data, self.compute_dtype)
-        return move_to_end(names, jax.nn.softmax(data, axis=indices).astype(result_dtype), axes)
+        result = cast(jax.nn.softmax(data, axis=indices), result_dtype)
+        return move_to_end(names, result, axes)
 
 
 @pytree_dataclass

@@ -18,7 +18,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import StateVariable
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import axis_indices, broadcast_against, names_and_data, with_names
-from pz_nn._dtypes import upcast
+from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
@@ -78,7 +78,7 @@ class TrainingBatchNorm(Layer):
         self._update(self.running_mean, with_names(kept, jnp.squeeze(mean, averaged)))
         self._update(self.running_variance, with_names(kept, jnp.squeeze(unbiased, averaged)))
         result = (data - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return with_names(names, result.astype(result_dtype))
+        return with_names(names, cast(result, result_dtype))
 
     def _update(self, variable: Any, fresh: NamedArray) -> None:
         old = variable.value
@@ -139,7 +139,7 @@ class InferenceBatchNorm(Layer):
             *names_and_data(self.running_variance.value, "InferenceBatchNorm"), names
         )
         result = (data - mean) * jax.lax.rsqrt(variance.astype(data.dtype) + self.epsilon)
-        return with_names(names, result.astype(result_dtype))
+        return with_names(names, cast(result, result_dtype))
 
     def for_training(self) -> TrainingBatchNorm:
         """The form that uses the statistics of the batch and updates the running ones."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pz_core.struct import pytree_dataclass
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import as_names, axis_indices, names_and_data, with_names
-from pz_nn._dtypes import upcast
+from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
@@ -77,7 +77,7 @@ class GroupStandardize(Layer):
         centred = grouped - jnp.mean(grouped, averaged, keepdims=True)
         variance = jnp.mean(jnp.square(centred), averaged, keepdims=True)
         result = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return with_names(names, result.reshape(data.shape).astype(result_dtype))
+        return with_names(names, cast(result.reshape(data.shape), result_dtype))
 
 
 @pytree_dataclass

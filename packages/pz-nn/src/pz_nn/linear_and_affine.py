@@ -15,6 +15,7 @@ their builders; initializers live in `pz_nn.initializers` and are named here too
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ from pz_nn import _einsum
 from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
 from pz_nn._contraction import contract_data
 from pz_nn._display import BIAS, LINEAR, tinted
-from pz_nn._linear_axes import label_prefix, primed_output_names
+from pz_nn._dtypes import is_floating
+from pz_nn._linear_axes import check_disjoint, label_prefix, primed_output_names
 from pz_nn.grouping import Sequential
 from pz_nn.initializers import (
     LinearOperatorWeightInitializer,
@@ -134,23 +136,10 @@ def contract(
         >>> contract("b", left, right).named_shape
         {'a': 2, 'c': 4}
     """
-    summed = as_names(names)
     left_names, left_data = names_and_data(left, "contract")
     right_names, right_data = names_and_data(right, "contract")
-    axis_indices(left_names, summed, "contract (left operand)")
-    axis_indices(right_names, summed, "contract (right operand)")
-    left_sizes = dict(zip(left_names, left_data.shape, strict=True))
-    right_sizes = dict(zip(right_names, right_data.shape, strict=True))
-    conflicts = [n for n in left_names if n in right_sizes and left_sizes[n] != right_sizes[n]]
-    if conflicts:
-        raise ValueError(
-            f"contract: axes of one name must agree in size, but {conflicts} do not. "
-            f"left.named_shape={left_sizes}, right.named_shape={right_sizes}. Rename the axis of one "
-            "operand if they are different things."
-        )
-    result_names = (
-        *(name for name in left_names if name not in summed),
-        *(name for name in right_names if name not in left_sizes),
+    result_names = _contracted_names(
+        as_names(names), left_names, left_data.shape, right_names, right_data.shape
     )
     data = contract_data(
         left_data,
@@ -162,6 +151,32 @@ def contract(
         preferred_element_type=preferred_element_type,
     )
     return with_names(result_names, data)
+
+
+@functools.lru_cache(maxsize=4096)
+def _contracted_names(
+    summed: Names,
+    left_names: Names,
+    left_shape: tuple[int, ...],
+    right_names: Names,
+    right_shape: tuple[int, ...],
+) -> Names:
+    """Names of a contraction's result; raises as `contract` says."""
+    axis_indices(left_names, summed, "contract (left operand)")
+    axis_indices(right_names, summed, "contract (right operand)")
+    left_sizes = dict(zip(left_names, left_shape, strict=True))
+    right_sizes = dict(zip(right_names, right_shape, strict=True))
+    conflicts = [n for n in left_names if n in right_sizes and left_sizes[n] != right_sizes[n]]
+    if conflicts:
+        raise ValueError(
+            f"contract: axes of one name must agree in size, but {conflicts} do not. "
+            f"left.named_shape={left_sizes}, right.named_shape={right_sizes}. Rename the axis of one "
+            "operand if they are different things."
+        )
+    return (
+        *(name for name in left_names if name not in summed),
+        *(name for name in right_names if name not in left_sizes),
+    )
 
 
 @pytree_dataclass
@@ -392,7 +407,7 @@ def _fits_linear(
                 return False
         elif sizes.get(name) != size:
             return False
-    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+    return is_floating(value.dtype)
 
 
 @pytree_dataclass
@@ -478,6 +493,9 @@ class AddBias(Layer):
             The layer.
         """
         new_axes = new_output_axes or {}
+        check_disjoint(
+            f"AddBias.from_config({name!r})", biased_axes=biased_axes, new_output_axes=new_axes
+        )
         bias = make_parameter(
             f"{name}.bias",
             init_base_rng,

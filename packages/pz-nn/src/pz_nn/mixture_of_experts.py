@@ -20,6 +20,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import StateVariable
 from pz_named.named_axes import NamedArray, NamedArrayBase, wrap
 from pz_nn._axes import axis_indices, names_and_data, reordered, with_names
+from pz_nn._linear_axes import check_disjoint
 from pz_nn._side_inputs import required
 from pz_nn.basic_ops import Elementwise
 from pz_nn.combinators import BranchAndMultiplyTogether
@@ -121,6 +122,12 @@ class ExpertLinear(Layer):
         Returns:
             The layer.
         """
+        check_disjoint(
+            f"ExpertLinear.from_config({name!r})",
+            input_axes=input_axes,
+            output_axes=output_axes,
+            own_axes={"experts": experts, _TOKENS: 0},
+        )
         weights = make_parameter(
             f"{name}.weights",
             init_base_rng,

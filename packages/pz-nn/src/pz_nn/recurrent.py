@@ -25,6 +25,7 @@ from pz_core.variables import StateVariable, freeze_params, unbind_variables
 from pz_named import named_axes as nx
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import axis_indices, names_and_data, with_names
+from pz_nn._linear_axes import check_disjoint
 from pz_nn.initializers import (
     LinearOperatorWeightInitializer,
     xavier_uniform_initializer,
@@ -202,7 +203,7 @@ class LSTMCell(RecurrentCell):
         Returns:
             The cell.
         """
-        gates = {_GATES: 4, **hidden_axes}
+        gates = _gate_axes(f"LSTMCell.from_config({name!r})", 4, hidden_axes)
         inputs = Affine.from_config(
             f"{name}/input",
             init_base_rng,
@@ -232,17 +233,24 @@ def _affine_parts(
     initializer: LinearOperatorWeightInitializer,
     dtype: Any,
 ) -> tuple[Affine, Affine]:
+    gate_axes = _gate_axes(f"GRUCell.from_config({name!r})", gates, hidden_axes)
+
     def affine(part: str, axes: AxisSizes) -> Affine:
         return Affine.from_config(
             f"{name}/{part}",
             init_base_rng,
             axes,
-            {_GATES: gates, **hidden_axes},
+            gate_axes,
             linear_initializer=initializer,
             dtype=dtype,
         )
 
     return affine("input", input_axes), affine("recurrent", hidden_axes)
+
+
+def _gate_axes(user: str, gates: int, hidden_axes: AxisSizes) -> AxisSizes:
+    check_disjoint(user, hidden_axes=hidden_axes, own_axes={_GATES: gates})
+    return {_GATES: gates, **hidden_axes}
 
 
 def _gates(value: NamedArrayBase) -> list[Any]:

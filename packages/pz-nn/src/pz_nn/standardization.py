@@ -24,7 +24,7 @@ from pz_nn._axes import (
     names_and_data,
     with_names,
 )
-from pz_nn._dtypes import upcast
+from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
@@ -76,7 +76,7 @@ class Standardize(Layer):
         centred = data - jnp.mean(data, axis=indices, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=indices, keepdims=True)
         result = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return move_to_end(names, result.astype(result_dtype), across)
+        return move_to_end(names, cast(result, result_dtype), across)
 
 
 @pytree_dataclass
@@ -113,7 +113,7 @@ class RMSStandardize(Layer):
         data, result_dtype = upcast(data, self.compute_dtype)
         mean_square = jnp.mean(jnp.square(data), axis=indices, keepdims=True)
         result = data * jax.lax.rsqrt(mean_square + self.epsilon)
-        return move_to_end(names, result.astype(result_dtype), across)
+        return move_to_end(names, cast(result, result_dtype), across)
 
 
 @pytree_dataclass
@@ -165,7 +165,7 @@ class ScaleWithOffset(Layer):
                 "layer for the sizes of the input."
             )
         wide, _ = upcast(weights, jnp.float32)
-        scale = (wide + self.offset).astype(data.dtype)
+        scale = cast(wide + self.offset, data.dtype)
         return with_names(names, data * broadcast_against(weight_names, scale, names))
 
 
