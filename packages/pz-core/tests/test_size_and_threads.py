@@ -26,7 +26,8 @@ from pz_core import (
 from pz_core.auto_order_types import AutoOrderedAcrossTypes
 from pz_core.selectors import SelectionHole, SelectionQuote
 from pz_core.struct import StructStaticMetadata
-from pz_core.tree_diff import diff, patch
+from pz_core.tree_diff import diff
+from pz_core.tree_patch import patch
 from pz_core.tree_util import CustomGetAttrKey
 
 

@@ -16,12 +16,12 @@ from pz_core import Parameter, StateVariable, diff, freeze_variables, patch, sel
 from pz_core.tree_diff import (
     Added,
     ArrayChanged,
-    PatchError,
     Removed,
     Replaced,
     StaticChanged,
     VariableChanged,
 )
+from pz_core.tree_patch import PatchError
 
 
 def linear(name, value):

@@ -16,7 +16,7 @@ from pz_core.struct import is_pytree_node_field as is_pytree_node_field
 from pz_core.struct import pytree_dataclass as pytree_dataclass
 from pz_core.tree_diff import TreeDiff as TreeDiff
 from pz_core.tree_diff import diff as diff
-from pz_core.tree_diff import patch as patch
+from pz_core.tree_patch import patch as patch
 from pz_core.tree_util import pretty_keystr as pretty_keystr
 from pz_core.variable_transforms import variable_cond as variable_cond
 from pz_core.variable_transforms import variable_grad as variable_grad
