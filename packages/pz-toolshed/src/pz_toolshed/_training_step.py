@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pz_core.variables import (
     AbstractVariable,
@@ -300,6 +301,26 @@ def gradients(trainable: Sequence[Any], *rest: Any, loss_fn: Any, plan: StepPlan
     function = functools.partial(_loss_and_rest, loss_fn=loss_fn, plan=plan)
     values = parameter_values(plan.trainable, trainable)
     return jax.grad(function, has_aux=True)(values, *rest)[0]
+
+
+def placed_beside(tree: Any, values: Any) -> Any:
+    """Copies what lies on one device to all devices of the values.
+
+    A step leaves its results there; were the first inputs elsewhere, the second step would compile
+    again.
+    """
+    shardings = [getattr(value, "sharding", None) for value in jax.tree_util.tree_leaves(values)]
+    spread = [s for s in shardings if isinstance(s, NamedSharding) and len(s.device_set) > 1]
+    if not spread:
+        return tree
+    replicated = NamedSharding(spread[0].mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    return jax.tree_util.tree_map(lambda leaf: _moved(leaf, replicated), tree)
+
+
+def _moved(leaf: Any, sharding: NamedSharding) -> Any:
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1:
+        return jax.device_put(leaf, sharding)
+    return leaf
 
 
 def unbind_kwargs(

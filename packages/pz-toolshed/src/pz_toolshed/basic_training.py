@@ -44,6 +44,7 @@ from pz_toolshed._training_step import (
     gradients,
     nonfinite_labels,
     parameter_values,
+    placed_beside,
     pure_step,
     take_apart,
     unbind_kwargs,
@@ -210,6 +211,7 @@ class StatefulTrainer(Struct):
         parts = take_apart(model, is_trainable)
         opt_state = optimizer_def.init(tuple(p.freeze() for p in parts.trainable))
         internal = InternalTrainerState(jnp.int32(0), opt_state, initial_loss_fn_state)
+        internal = placed_beside(internal, [p.value for p in parts.trainable])
         return cls(
             root_rng=root_rng,
             model=model,

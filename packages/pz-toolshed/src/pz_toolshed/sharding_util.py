@@ -61,7 +61,9 @@ PyTreeOfNamedArrays: TypeAlias = Any
 PyTreeOfShardings: TypeAlias = Any
 
 
-def _named_sharding(array: NamedArrayBase, where: str, mesh: Any, rules: AxisRules) -> Any:
+def _named_sharding(
+    array: NamedArrayBase, where: str, mesh: Any, rules: AxisRules
+) -> NamedSharding:
     names = [None if isinstance(axis, int) else axis for axis in data_axes(array)]
     sizes = array.data_array.shape
     spec = mesh_axes_for(dict(zip(names, sizes, strict=True)), names, where, mesh, rules)
@@ -186,12 +188,24 @@ def _model_shardings(frozen: Any, mesh: Any, rules: AxisRules | None) -> list[Na
     replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     leaves, _ = jax.tree_util.tree_flatten_with_path(frozen, is_leaf=is_namedarray)
     return [
-        _named_sharding(leaf, _where(path, frozen), mesh, rules)
+        _trimmed(_named_sharding(leaf, _where(path, frozen), mesh, rules))
         if is_namedarray(leaf)
         else replicated
         for path, leaf in leaves
         if is_namedarray(leaf) or is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
     ]
+
+
+def _trimmed(sharding: NamedSharding) -> NamedSharding:
+    """The same sharding in the form in which compiled programs return it.
+
+    Programs are kept by the shardings of their inputs, and `P("a", None)` differs from `P("a")`: a
+    training step whose first inputs had the long form would compile twice.
+    """
+    spec = list(sharding.spec)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
 
 
 def _where(path: Any, tree: Any) -> str:
