@@ -16,6 +16,10 @@ def layer_of(key, top_k=2, experts=4, dtype=jnp.float32, **options):
     )
 
 
+# Eager calls compile one program for each of some twenty small operations; one test has them anyway.
+run = variable_jit(lambda layer, x: layer(x))
+
+
 def silu(x):
     return x / (1 + np.exp(-x))
 
@@ -44,7 +48,7 @@ def oracle(layer, x, normalise=True):
 def test_against_running_every_expert(key, top_k, normalise):
     layer = layer_of(key, top_k, normalise_weights=normalise)
     x = named(0, {"n": 2, "e": 3, "s": 5})
-    y = layer(x)
+    y = run(layer, x)
     assert axis_order(y) == ["n", "s", "e"]
     expected, loss = oracle(layer, raw(x, "n", "s", "e").reshape(10, 3), normalise)
     assert_close(raw(y).reshape(10, 3), expected)
@@ -55,18 +59,18 @@ def test_against_running_every_expert(key, top_k, normalise):
 def test_batch_axes_of_any_number_and_order(key):
     layer = layer_of(key)
     one = named(0, {"e": 3})
-    assert_close(raw(layer(one)), oracle(layer, raw(one)[None])[0][0])
+    assert_close(raw(run(layer, one)), oracle(layer, raw(one)[None])[0][0])
     many = named(1, {"a": 2, "b": 1, "c": 2, "e": 3})
-    y = layer(many)
-    assert_close(raw(layer(many.order_as("c", "e", "b", "a")), "a", "b", "c", "e"), raw(y))
-    assert layer(nx.zeros({"n": 0, "e": 3})).named_shape == {"n": 0, "e": 3}
+    y = run(layer, many)
+    assert_close(raw(run(layer, many.order_as("c", "e", "b", "a")), "a", "b", "c", "e"), raw(y))
+    assert run(layer, nx.zeros({"n": 0, "e": 3})).named_shape == {"n": 0, "e": 3}
 
 
 def test_compiled_and_stateless(key):
     layer = layer_of(key)
     x = named(0, {"n": 6, "e": 3})
     expected, loss = oracle(layer, raw(x))
-    assert_close(raw(variable_jit(lambda la, v: la(v))(layer, x)), expected)
+    assert_close(raw(layer(x)), expected)
     assert_close(raw(layer.load_balancing_loss.value), loss)
     slots, values = unbind_variables(layer, freeze=True)
     output, after = jax.jit(lambda s, v, x: s.stateless_call(v, x))(slots, values, x)
@@ -79,7 +83,7 @@ def test_compiled_and_stateless(key):
 def test_low_precision(key, dtype, tolerance):
     layer = layer_of(key, experts=3, top_k=3, dtype=dtype)
     x = named(0, {"n": 6, "e": 3}, dtype)
-    y = layer(x)
+    y = run(layer, x)
     assert y.dtype == dtype
     expected, _ = oracle(layer, raw(x))
     assert_close(raw(y), expected, tolerance * max(1, np.abs(expected).max()))
@@ -104,7 +108,7 @@ def test_gradients(float64, key):
 def test_uniform_routing_has_the_least_loss(key):
     layer = layer_of(key, top_k=2)
     layer.router.weights.value = layer.router.weights.value * 0
-    layer(named(0, {"n": 6, "e": 3}))
+    run(layer, named(0, {"n": 6, "e": 3}))
     assert_close(raw(layer.load_balancing_loss.value), 2.0)
 
 

@@ -122,6 +122,10 @@ class Softmax(Layer):
         axes: Name or names of the axes.
         compute_dtype: Lowest dtype to compute in; the result has the dtype of the input again. None
             computes in the dtype of the input.
+
+    Example:
+        >>> Softmax("choice")(wrap(jnp.zeros(4), "choice")).unwrap("choice").tolist()
+        [0.25, 0.25, 0.25, 0.25]
     """
 
     axes: str | tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})

@@ -31,6 +31,10 @@ class Residual(Layer):
 
     Attributes:
         delta: The layer. The order of its output axes leads.
+
+    Example:
+        >>> Residual(lambda x, **_: 10 * x)(2)
+        22
     """
 
     delta: Any

@@ -113,6 +113,11 @@ class EmbeddingLookup(Layer):
         table: The table.
         embedding_axes_last: Whether the axes of the ids come first in the result, then the embedding
             axes: the layout in which the layers of a transformer need no transpose.
+
+    Example:
+        >>> table = EmbeddingTable.from_config("t", jax.random.key(0), 10, {"embedding": 4})
+        >>> EmbeddingLookup(table)(wrap(jnp.array([3, 7]), "seq")).named_shape
+        {'embedding': 4, 'seq': 2}
     """
 
     table: EmbeddingTable

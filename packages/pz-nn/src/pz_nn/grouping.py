@@ -52,6 +52,10 @@ class Sequential(Layer):
 
     Attributes:
         sublayers: The layers, or any callables of the same calling form.
+
+    Example:
+        >>> Sequential([lambda x, **_: x + 1, lambda x, **_: x * 2])(3)
+        8
     """
 
     sublayers: list[Any]

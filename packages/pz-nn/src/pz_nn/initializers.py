@@ -325,6 +325,10 @@ def initializer_by_name(name: str) -> LinearOperatorWeightInitializer:
 
     Raises:
         ValueError: If the name is unknown.
+
+    Example:
+        >>> initializer_by_name("glorot_uniform") is xavier_uniform_initializer
+        True
     """
     key = name.replace("kaiming", "he").replace("glorot", "xavier")
     if key not in _BY_NAME:

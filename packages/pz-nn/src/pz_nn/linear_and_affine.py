@@ -193,8 +193,15 @@ class NamedEinsum(Layer):
         preferred_element_type: As in `jax.lax.dot_general`.
 
     Example:
-        `NamedEinsum(({"seq": "query", "features": "f"}, {"seq": "key", "features": "f"}),
-        {"seq": "query", "kv_seq": "key"})` maps (queries, keys) to attention logits.
+        Attention logits; queries and keys both carry the axis `seq`:
+
+        >>> logits = NamedEinsum(
+        ...     ({"seq": "query", "features": "f"}, {"seq": "key", "features": "f"}),
+        ...     {"seq": "query", "kv_seq": "key"},
+        ... )
+        >>> queries, keys = nx.ones({"seq": 2, "features": 4}), nx.ones({"seq": 3, "features": 4})
+        >>> logits((queries, keys)).named_shape
+        {'seq': 2, 'kv_seq': 3}
     """
 
     input_axes: tuple[_einsum.Spec, ...] = dataclasses.field(metadata={"pytree_node": False})
@@ -256,6 +263,11 @@ class Linear(Layer):
         precision: As in `jax.lax.dot_general`.
         preferred_element_type: As in `jax.lax.dot_general`; by default the dtype is JAX's promotion of x
             and W.
+
+    Example:
+        >>> layer = Linear.from_config("query", jax.random.key(0), {"embedding": 4}, {"heads": 2})
+        >>> layer(nx.ones({"batch": 3, "embedding": 4})).named_shape
+        {'batch': 3, 'heads': 2}
     """
 
     weights: ParameterLike[NamedArrayBase]

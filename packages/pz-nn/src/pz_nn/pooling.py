@@ -32,6 +32,11 @@ class MaxPool(Layer):
         window: Pairs of an axis and the size of the window there.
         strides: One for each pair.
         padding: `"SAME"`, `"VALID"`, `"CAUSAL"`, or (low, high) for each pair; padded places never win.
+
+    Example:
+        >>> from pz_named import wrap
+        >>> MaxPool.over({"seq": 2})(wrap(jnp.array([1, 5, 2, 3]), "seq")).unwrap("seq").tolist()
+        [5, 3]
     """
 
     window: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"pytree_node": False})

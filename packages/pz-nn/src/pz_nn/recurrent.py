@@ -290,6 +290,11 @@ class ScanOver(Layer):
         return_state: Whether the result is (outputs, final state) instead of the outputs alone.
         state_input_name: Side input with the first state, if it is there; otherwise it is the cell's
             initial one. The state must keep its dtype and shape from step to step.
+
+    Example:
+        >>> cell = LSTMCell.from_config("lstm", jax.random.key(0), {"features": 2}, {"hidden": 3})
+        >>> ScanOver(cell, "seq")(nx.ones({"batch": 2, "seq": 4, "features": 2})).named_shape
+        {'seq': 4, 'batch': 2, 'hidden': 3}
     """
 
     cell: Any
@@ -326,7 +331,9 @@ class ScanOver(Layer):
             state = self.cell.initial_state(entry)
             (after, _), _ = jax.eval_shape(_step, slots, sides, (state, values), entry)
             # Weights wider than the input widen the state in the first step; a loop cannot.
-            state = jax.tree_util.tree_map(lambda now, then: now.astype(then.dtype), state, after)
+            state = jax.tree_util.tree_map(
+                lambda now, then: now.astype(then.dtype), state, after, is_leaf=nx.is_namedarray
+            )
         operands = (slots, sides, (state, values), value)
         run = _compiled_scan if _has_only_arrays(operands) else _scan
         (state, values), outputs = run(self.axis, self.reverse, self.unroll, *operands)

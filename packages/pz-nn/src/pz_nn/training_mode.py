@@ -27,6 +27,12 @@ def set_training(model: Model, training: bool) -> Model:
 
     Returns:
         The model in the mode asked for, with the same variables.
+
+    Example:
+        >>> set_training([StochasticDropout(0.1)], False)[0].drop_rate
+        0.1
+        >>> type(set_training([StochasticDropout(0.1)], False)[0]).__name__
+        'DisabledDropout'
     """
     if training:
         model = select(model).at_instances_of(DisabledDropout).apply(lambda layer: layer.enable())
