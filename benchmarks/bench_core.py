@@ -168,7 +168,7 @@ def _one_leaf(tree: Any) -> Any:
 def edit_one_leaf() -> list[Row]:
     """`select(tree).at(one leaf).set(value)`."""
     small, large = _tree(Group, Block, full=False), _tree(Group, Block)
-    big = Group([large] * 1, 0, 0, 0)  # one more level on the path, ten times the structs
+    # One level more: ten branches, of which one or all are filled.
     big = Group([_tree(Group, Block) if i == 5 else None for i in range(10)], 0, 0, 0)
     huge = Group([_tree(Group, Block) for _ in range(10)], 0, 0, 0)
 
@@ -195,7 +195,7 @@ def edit_one_leaf() -> list[Row]:
         import equinox
 
         peers["equinox.tree_at"] = lambda: _no_result(equinox.tree_at, _one_leaf, large, 1.0)
-    if importlib.util.find_spec("penzai") and not hasattr(pz_core, "__path__alias__"):
+    if importlib.util.find_spec("penzai"):
         upstream = _upstream_select()
         if upstream is not None:
             peers["upstream select"] = lambda: _no_result(upstream(large).at(_one_leaf).set, 1.0)

@@ -232,9 +232,25 @@ class TestFunctions:
 
         assert "a_telling_name" in a_telling_name.lower(1.0).as_text()
 
-    def test_in_shardings(self):
-        with pytest.raises(ValueError, match=r"in_shardings.*device_put"):
-            variable_jit(count, in_shardings=None)
+    def test_in_shardings(self, counter):
+        mesh = jax.sharding.Mesh(jax.devices()[:1], "d")
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+        weights = Parameter(label="w", value=jnp.ones(4))
+
+        def f(w, n, c, x):
+            count(c)
+            return jax.tree.map(lambda y: y + n, (w["w"].value, x))
+
+        jitted = variable_jit(f, static_argnums=1, in_shardings=({"w": sharding}, None, sharding))
+        results = jitted({"w": weights}, 2, counter, jnp.ones(4))
+        assert weights.value.sharding == sharding
+        assert all(result.sharding.is_equivalent_to(sharding, 1) for result in results)
+        assert float(counter.value) == 1.0
+        with pytest.raises(ValueError, match=r"keyword arguments \['x'\].*by position"):
+            jitted({"w": weights}, 2, counter, x=jnp.ones(4))
+        with pytest.raises(ValueError, match="3 entries for 2 arguments"):
+            variable_jit(count, in_shardings=(None, None, None))(counter, 1)
+        assert variable_jit(count, in_shardings=(None, None))(counter, 1) is not None  # the repair
 
     def test_out_shardings(self, counter):
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

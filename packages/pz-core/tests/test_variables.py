@@ -147,7 +147,10 @@ class TestValues:
         variable.set_value(3)
         assert isinstance(variable.value, jax.Array)
 
-    @pytest.mark.parametrize("leaf", ["text", object(), jax.ShapeDtypeStruct((), jnp.float32)])
+    @pytest.mark.parametrize(
+        "leaf",
+        ["text", object(), Parameter(label="p", value=1.0), jax.ShapeDtypeStruct((), jnp.float32)],
+    )
     def test_other_leaves_are_an_error(self, leaf):
         with pytest.raises(TypeError, match=r"labelled 'v' .*value\['a'\]\[1\] is a .*metadata"):
             Parameter(label="v", value={"a": [1, leaf]})
@@ -309,6 +312,21 @@ class TestTrees:
         copies = bind_variables(slots, values, unfreeze_as_copy=True)
         assert copies["a"] is copies["b"][0]
         assert copies["a"] is not tree["a"]
+
+    def test_relabelling_while_a_function_runs(self):
+        tree = [Parameter(label="a", value=1.0), Parameter(label="b", value=1.0)]
+
+        def f(inside):
+            for variable in inside:
+                variable.value = 2.0
+            tree[1].label = "other"
+            return inside[0].value
+
+        with pytest.raises(ValueError, match=r"'b'.* became .*'other'.*Relabel"):
+            pz_core.variable_remat(f)(tree)
+        assert [float(v.value) for v in tree] == [1.0, 1.0]  # all or none
+        pz_core.variable_remat(lambda inside: f(inside))(tree)  # the repair: it stays as it is
+        assert [float(v.value) for v in tree] == [2.0, 2.0]
 
     def test_bind_errors(self):
         slots, variables = unbind_variables(model())

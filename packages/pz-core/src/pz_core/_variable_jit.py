@@ -25,6 +25,7 @@ from pz_core._variable_lifting import (
     check_without_variables,
     function_name,
     run_on_temporaries,
+    write_back,
 )
 from pz_core._variable_scope import check_scope, current_scope
 from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue
@@ -186,6 +187,20 @@ def _without_shared_buffers(leaves: list[Any]) -> list[Any]:
     return result
 
 
+def _put_below(sharding: Any, tree: Any) -> Any:
+    """Moves all arrays of a tree; a variable takes its moved arrays as its value."""
+    if sharding is None:
+        return tree
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, AbstractVariable):
+            return jax.device_put(leaf, sharding)
+        leaf.update(jax.device_put(leaf.freeze(), sharding))
+        return leaf
+
+    return jax.tree.map(put, tree)
+
+
 _ARRAY_TYPES = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
@@ -206,6 +221,7 @@ class _VariableJit:
         self.static = static
         self.donate = donate
         self.layouts: dict[Any, list[_Layout]] = {}
+        self.in_shardings = jit_kwargs.pop("in_shardings", None)
         if "out_shardings" in jit_kwargs:
             jit_kwargs["out_shardings"] = (jit_kwargs["out_shardings"], None)
 
@@ -228,6 +244,8 @@ class _VariableJit:
             args, kwargs, static_args, static_kwargs = _take_static(
                 self.static, args, kwargs, self.name
             )
+        if self.in_shardings is not None:
+            args = self._placed(args, kwargs)
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
         variable_types = {t for t in set(map(type, leaves)) if issubclass(t, AbstractVariable)}
         variables: list[AbstractVariable] = []
@@ -261,6 +279,29 @@ class _VariableJit:
         if self.donate_variables:
             variable_leaves = _without_shared_buffers(variable_leaves)
         return _Call(layout, arrays, donated, variable_leaves, variables)
+
+    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Moves the arguments, and the values of variables, to where `in_shardings` says."""
+        if kwargs:
+            raise ValueError(
+                f"variable_jit of {self.name!r}: in_shardings is given by position, but the call "
+                f"has the keyword arguments {list(kwargs)}. Pass them by position, or make them "
+                f"static."
+            )
+        dynamic = [n for n in range(len(args)) if n not in self.static.numbers]
+        shardings = self.in_shardings
+        if not isinstance(shardings, list | tuple):
+            shardings = [shardings] * len(dynamic)
+        if len(shardings) != len(dynamic):
+            raise ValueError(
+                f"variable_jit of {self.name!r}: in_shardings has {len(shardings)} entries for "
+                f"{len(dynamic)} arguments that are not static. Give one entry for each, or one for "
+                f"all."
+            )
+        placed = list(args)
+        for n, sharding in zip(dynamic, shardings, strict=True):
+            placed[n] = jax.tree.map(_put_below, sharding, args[n], is_leaf=lambda x: x is None)
+        return tuple(placed)
 
     def _read(self, variables: list[AbstractVariable]) -> tuple[list[Any], list[Any]]:
         """Returns the signatures and the arrays of the variables."""
@@ -342,13 +383,15 @@ class _VariableJit:
     def write_back(self, call: _Call, updates: list[Any]) -> None:
         """Stores what the function left in its variables."""
         signatures = call.layout.signatures
+        others: list[tuple[AbstractVariable, Any]] = []
         for variable, signature, value in zip(call.variables, signatures, updates, strict=True):
             if type(value) is Unchanged:
                 continue
             if type(signature) is tuple:
                 variable._value = value  # type: ignore[attr-defined]
             else:
-                variable.update(value)
+                others.append((variable, value))
+        write_back([variable for variable, _ in others], [value for _, value in others])
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the jitted function."""
@@ -450,7 +493,8 @@ def variable_jit(
       fun: Any callable, also a partial. Leave it out to use this as `@variable_jit(option=...)`.
       donate_variables: Whether the arrays of the variables are donated: their memory is reused for
         the new values.
-      **jit_kwargs: As for `jax.jit`, except `in_shardings`.
+      **jit_kwargs: As for `jax.jit`. Arguments are moved to where `in_shardings` says before the
+        call; its entry for a variable holds for all arrays of its value.
 
     Returns:
       A function with the name and signature of `fun`, and with `lower`, `trace` and `clear_cache`
@@ -471,12 +515,6 @@ def variable_jit(
     >>> float(total.value)
     2.0
     """
-    if "in_shardings" in jit_kwargs:
-        raise ValueError(
-            "variable_jit does not take in_shardings, since the arguments are passed to the "
-            "compiled function in another order. Place the arguments with `jax.device_put` before "
-            "the call, or use `jax.lax.with_sharding_constraint` inside."
-        )
 
     def wrap(fun: Callable[..., Any]) -> Callable[..., Any]:
         options = dict(jit_kwargs)

@@ -88,10 +88,25 @@ def _is_changed(old: AbstractVariableValue, new: AbstractVariableValue) -> bool:
 
 
 def write_back(variables: Sequence[AbstractVariable], values: Sequence[Any]) -> None:
-    """Stores new values in the caller's variables."""
-    for variable, value in zip(variables, values, strict=True):
-        if not isinstance(value, Unchanged):
-            variable.update(value)
+    """Stores new values in the caller's variables: in all of them, or in none.
+
+    Raises:
+      ValueError: If the label of one was changed while the function ran.
+    """
+    changed = [
+        (variable, value)
+        for variable, value in zip(variables, values, strict=True)
+        if not isinstance(value, Unchanged)
+    ]
+    for variable, value in changed:
+        if variable.get_slot() != value.get_slot():
+            raise ValueError(
+                f"The variable {value.get_slot()!r} became {variable.get_slot()!r} while a function "
+                f"ran that has it as an argument, so its new value has nowhere to go. Relabel "
+                f"variables outside of the function."
+            )
+    for variable, value in changed:
+        variable.update(value)
 
 
 def function_name(fun: Callable[..., Any]) -> str:
