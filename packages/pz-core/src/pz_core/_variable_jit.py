@@ -58,6 +58,10 @@ class _Layout:
     donated: tuple[bool, ...]
 
 
+# `isinstance(x, jax.Array)` is slow, since arrays of several classes count as instances.
+_KNOWN_ARRAY_TYPES: set[type] = set()
+
+
 def _plain_value_type(kind: type) -> type | None:
     return vars(kind).get("_plain_value_type")
 
@@ -67,6 +71,9 @@ def _take_apart(variable: AbstractVariable) -> tuple[Any, list[Any]]:
     if _plain_value_type(type(variable)) is not None:
         plain = cast(LabeledVariable[Any], variable)
         value = plain._value
+        if isinstance(value, jax.Array):
+            _KNOWN_ARRAY_TYPES.add(type(value))
+            return (type(plain), plain.label, plain.metadata), [value]
         leaves, treedef = jax.tree_util.tree_flatten(as_arrays(plain.label, value))
         return (type(plain), plain.label, plain.metadata, treedef), leaves
     leaves, treedef = jax.tree_util.tree_flatten(variable.freeze())
@@ -252,19 +259,11 @@ class _VariableJit:
         places: tuple[int, ...] = ()
         arrays = leaves
         if variable_types:
-            numbers: dict[int, int] = {}
-            found = []
-            arrays = []
-            for leaf in leaves:
-                if type(leaf) in variable_types:
-                    number = numbers.setdefault(id(leaf), len(variables))
-                    if number == len(variables):
-                        variables.append(leaf)
-                    found.append(number)
-                else:
-                    found.append(-1)
-                    arrays.append(leaf)
-            places = tuple(found)
+            by_id = {id(leaf): leaf for leaf in leaves if type(leaf) in variable_types}
+            variables = list(by_id.values())
+            numbers = {key: number for number, key in enumerate(by_id)}
+            places = tuple([numbers.get(id(leaf), -1) for leaf in leaves])
+            arrays = [leaf for leaf in leaves if type(leaf) not in variable_types]
         signatures, variable_leaves = self._read(variables)
         types = tuple(map(type, (*static_args.values(), *static_kwargs.values())))
         key = (treedef, places, tuple(static_args.items()), tuple(static_kwargs.items()), types)
@@ -315,7 +314,7 @@ class _VariableJit:
             # Most variables hold one array; this is the loop that a call spends its time in.
             kind = type(variable)
             slots = variable.__dict__
-            if kind in plain_types and isinstance(slots["_value"], jax.Array):
+            if kind in plain_types and type(slots["_value"]) in _KNOWN_ARRAY_TYPES:
                 signatures.append((kind, slots["label"], slots["metadata"]))
                 all_leaves.append(slots["_value"])
             else:
