@@ -16,8 +16,9 @@ from viz_samples import (
     linear,
 )
 
-import pz_viz  # noqa: F401  registers the handlers
+import pz_viz
 from pz_core.variables import Parameter, ParameterSlot, StateVariable
+from pz_viz import repeated_siblings
 
 
 def collapsed(value):
@@ -135,6 +136,26 @@ def test_deep_structs_are_cut_with_a_note():
         deep = Span(deep, 0)
     text = treescope.render_to_text(deep)
     assert "more than 24 levels deep, not drawn" in text
+
+
+def test_a_tree_that_branches_without_end_is_cut_with_a_note():
+    tree = Span(0, 0)
+    for _ in range(40):
+        tree = Span(tree, tree)  # 2**40 places
+    with repeated_siblings.limited_to(repeated_siblings.TreeLimits(nodes=200)):
+        text = treescope.render_to_text(tree)
+    assert "more than 200 nodes in one display, not drawn" in text
+
+
+def test_deep_containers_fit_the_stack_of_a_notebook():
+    deep = Chain([1])
+    for _ in range(100):
+        deep = Chain([{"a": deep}])
+
+    def below(frames):
+        return pz_viz.to_html(deep) if frames == 0 else below(frames - 1)
+
+    assert "deeper than Python&#x27;s stack allows, not drawn" in below(100)
 
 
 def test_a_class_that_only_names_a_role_says_of_what():

@@ -11,6 +11,7 @@ import contextvars
 import dataclasses
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,9 +25,11 @@ from pz_viz._markup import css_color_or_none
 
 __all__ = ["FieldLine", "child_lines", "handle_struct", "handle_variable", "role_note"]
 
-_level: contextvars.ContextVar[int] = contextvars.ContextVar("pz_viz_level", default=0)
-
 _NODE_FIELD_STYLE = "font-style:italic;color:var(--pz-field,#00225f)"
+
+_LEVELS_THAT_ALWAYS_FIT = 5
+# Laying out and writing a tree takes up to four times the stack that building it takes.
+_STACK_SHARE = 0.18
 
 LONGEST_LITERAL = 60
 MOST_LITERAL_ITEMS = 8
@@ -76,13 +79,58 @@ def _field_lines(cls: type) -> list[FieldLine]:
     ]
 
 
+def _stack_depth() -> int:
+    depth, frame = 0, sys._getframe()
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+@dataclasses.dataclass
+class _Progress:
+    """How far the drawing of one outermost node has come.
+
+    Attributes:
+      level: How many nodes are around the present one, itself included.
+      drawn: How many nodes have been drawn.
+      stack: Python frames around the outermost node.
+    """
+
+    level: int = 0
+    drawn: int = 0
+    stack: int = dataclasses.field(default_factory=lambda: _stack_depth())
+
+    def limit_reached(self) -> str | None:
+        """Why the present node is not drawn; None if it is."""
+        limits = repeated_siblings.tree_limits()
+        if self.level > limits.levels:
+            return f"more than {limits.levels} levels deep"
+        if self.level >= _LEVELS_THAT_ALWAYS_FIT:
+            free = sys.getrecursionlimit() - self.stack
+            if _stack_depth() - self.stack > free * _STACK_SHARE:
+                return "deeper than Python's stack allows"
+        if limits.run is not None and self.drawn > limits.nodes:
+            return f"more than {limits.nodes:_} nodes in one display"
+        return None
+
+
+_progress: contextvars.ContextVar[_Progress | None] = contextvars.ContextVar(
+    "pz_viz_progress", default=None
+)
+
+
 @contextlib.contextmanager
-def _one_level_deeper() -> Iterator[int]:
-    token = _level.set(_level.get() + 1)
+def _one_more_node() -> Iterator[_Progress]:
+    outer = _progress.get()
+    progress = _Progress() if outer is None else outer
+    token = _progress.set(progress)
+    progress.level += 1
+    progress.drawn += 1
     try:
-        yield _level.get()
+        yield progress
     finally:
-        _level.reset(token)
+        progress.level -= 1
+        _progress.reset(token)
 
 
 def color_and_pattern(node: Any) -> tuple[str | None, str | None]:
@@ -215,13 +263,9 @@ def _constructor_node(
     )
 
 
-def _too_deep(node: Any) -> Any:
+def _not_drawn(node: Any, reason: str) -> Any:
     return rendering_parts.build_one_line_tree_node(
-        rendering_parts.abbreviation_color(
-            _text(
-                f"<{type(node).__name__}: more than {repeated_siblings.tree_limits().levels} levels deep, not drawn>"
-            )
-        )
+        rendering_parts.abbreviation_color(_text(f"<{type(node).__name__}: {reason}, not drawn>"))
     )
 
 
@@ -230,12 +274,13 @@ def handle_struct(node: Struct, path: str | None, subtree_renderer: Any) -> Any:
     if not dataclasses.is_dataclass(node):
         return NotImplemented
     aliases.add_umbrella_names()
-    with _one_level_deeper() as level:
-        if level > repeated_siblings.tree_limits().levels:
-            return _too_deep(node)
+    with _one_more_node() as progress:
+        reason = progress.limit_reached()
+        if reason is not None:
+            return _not_drawn(node, reason)
         cls = type(node)
         prefix = [rendering_parts.maybe_qualified_type_name(cls)]
-        if level == 1:
+        if progress.level == 1:
             prefix.append(KEYBOARD_FOLDING)
         if not dataclass_util.init_takes_fields(cls):
             made = rendering_parts.roundtrip_condition(roundtrip=_text(".from_attributes"))
@@ -253,9 +298,10 @@ def handle_struct(node: Struct, path: str | None, subtree_renderer: Any) -> Any:
 def handle_variable(node: Any, path: str | None, subtree_renderer: Any) -> Any:
     """Treescope's handler of bound variables, which no constructor call can restore."""
     only_roundtrip = rendering_parts.roundtrip_condition
-    with _one_level_deeper() as level:
-        if level > repeated_siblings.tree_limits().levels:
-            return _too_deep(node)
+    with _one_more_node() as progress:
+        reason = progress.limit_reached()
+        if reason is not None:
+            return _not_drawn(node, reason)
         metadata = node.metadata
         values = {
             "label": node.label,

@@ -147,8 +147,8 @@ def _within_size(
     size = 0
     for limits in (
         None,
-        repeated_siblings.TreeLimits(4, 12, 8),
-        repeated_siblings.TreeLimits(4, 4, 3),
+        repeated_siblings.TreeLimits(4, 12, 8, 500),
+        repeated_siblings.TreeLimits(4, 4, 3, 50),
     ):
         with repeated_siblings.limited_to(limits):
             page = _assembled(sections, title, theme, static, note, limits is not None)

@@ -41,11 +41,13 @@ class TreeLimits:
       run: The shortest run of repeated siblings that is folded; None folds nothing.
       children: The most children of one container that are drawn, repeated or not.
       levels: Structs nested deeper are named, not drawn: treescope recurses, Python has a limit.
+      nodes: The most structs and variables below one outermost struct, where anything is folded.
     """
 
     run: int | None = 8
     children: int = 60
     levels: int = 24
+    nodes: int = 3000
 
 
 _limits: contextvars.ContextVar[TreeLimits] = contextvars.ContextVar(

@@ -94,16 +94,17 @@ def _mark_selected(node: Any, path: str | None, node_renderer: Any) -> Any:
     return rendering_parts.RenderableAndLineAnnotations(part, rendering.annotations)
 
 
+def _paths_on_the_way(keypath: tuple[Any, ...]) -> list[str]:
+    """The path of every node from the root to the end of a key path."""
+    paths = [""]
+    for key in keypath:
+        paths.append(paths[-1] + jax.tree_util.keystr((key,)))
+    return paths
+
+
 def ancestor_paths(keypaths: Sequence[tuple[Any, ...]]) -> frozenset[str]:
     """Every path on the way to a selected node, itself included."""
-    found = set()
-    for keypath in keypaths:
-        path = ""
-        found.add(path)
-        for key in keypath:
-            path += jax.tree_util.keystr((key,))
-            found.add(path)
-    return frozenset(found)
+    return frozenset(path for keypath in keypaths for path in _paths_on_the_way(keypath))
 
 
 def render_selection(
@@ -137,7 +138,7 @@ def render_selection(
         value, marks=[_SelectedHere()], collapse_weak_others=True
     )
     layout_algorithms.expand_for_balanced_layout(value)
-    lines = _mismatch_lines(tracker, shown)
+    lines = _mismatch_lines(tracker, shown, keypaths)
     if visible_selection:
         lines += _selecting_code(value, keypaths)
     else:
@@ -193,11 +194,15 @@ def _keypath_line(keypath: tuple[Any, ...]) -> Any:
     return rendering_parts.siblings(*pieces)
 
 
-def _mismatch_lines(tracker: _Tracker, shown: repeated_siblings.ShownPaths) -> list[Any]:
+def _mismatch_lines(
+    tracker: _Tracker, shown: repeated_siblings.ShownPaths, keypaths: Sequence[tuple[Any, ...]]
+) -> list[Any]:
     """A comment block when some selected paths were drawn never or more than once."""
-    never = sorted(tracker.selected - tracker.rendered)
-    if shown.folded:
-        never = [p for p in never if not any(_leads_to(f, p) for f in shown.folded)]
+    never = []
+    for keypath in keypaths:
+        paths = _paths_on_the_way(keypath)
+        if paths[-1] not in tracker.rendered and shown.folded.isdisjoint(paths):
+            never.append(paths[-1])
     if not never and not tracker.repeated:
         return []
     words = ["# Warning: some selected subtrees are not drawn as one box each."]
@@ -210,10 +215,6 @@ def _mismatch_lines(tracker: _Tracker, shown: repeated_siblings.ShownPaths) -> l
         "# otherwise than JAX does, or draws nothing below a certain depth.",
     ]
     return [rendering_parts.error_color(_text(line)) for line in words]
-
-
-def _leads_to(ancestor: str, path: str) -> bool:
-    return path.startswith(ancestor) and path[len(ancestor) : len(ancestor) + 1] in ("", ".", "[")
 
 
 def _listed(paths: Sequence[str]) -> str:
