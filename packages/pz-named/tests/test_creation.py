@@ -9,8 +9,6 @@ import pytest
 
 import pz_named as nx
 
-pytestmark = pytest.mark.smoke
-
 KEY = jax.random.key(3)
 
 

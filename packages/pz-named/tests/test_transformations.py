@@ -1,6 +1,7 @@
 """JAX's transformations: compiled, mapped and differentiated equal eager; carries keep structure."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,6 @@ import numpy as np
 import pytest
 
 import pz_named as nx
-
-pytestmark = pytest.mark.smoke
 
 
 def make(*names):
@@ -165,3 +164,29 @@ def test_dynamic_slice_with_a_start_per_element():
         x, {"token": nx.wrap([0, 2], "batch")}
     )
     np.testing.assert_array_equal(cut.unwrap("batch", "token"), [[0, 1], [6, 7]])
+
+
+def instructions(function, *args):
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return len(re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", text, re.MULTILINE))
+
+
+def test_a_compiled_program_is_the_hand_written_one():
+    jax.config.update("jax_disable_most_optimizations", False)  # conftest puts it back
+
+    def by_name(query, key):
+        seen = nx.causal_mask({"query": 4, "key": 4})
+        scores = nx.where(seen, nx.dot(query, key, axis="feature"), -1e9)
+        return nx.softmax(scores, "key")
+
+    def by_hand(query, key):
+        seen = jnp.arange(4)[:, None] >= jnp.arange(4)[None]
+        return jax.nn.softmax(jnp.where(seen, jnp.einsum("bqd,bkd->bqk", query, key), -1e9))
+
+    def with_a_detour(query, key):
+        return jnp.sort(by_hand(query, key), axis=0)
+
+    data = jnp.ones((2, 4, 3))
+    named = [nx.wrap(data, "batch", name, "feature") for name in ("query", "key")]
+    assert instructions(by_name, *named) == instructions(by_hand, data, data)
+    assert instructions(with_a_detour, data, data) != instructions(by_hand, data, data)
