@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import treescope
 from treescope.external import jax_support, numpy_support
 
 import pz_named as nx
-import pz_viz  # noqa: F401  registers the handlers
+import pz_viz
 from pz_viz._arrays import NamedArrayAdapter, shape_text, summary_and_content
+from pz_viz._statistics import statistics_text
+from pz_viz.host_copies import to_host, unreadable_reason
 
 
 def text_of(value, **kwargs):
@@ -80,6 +83,16 @@ def test_abstract_traced_deleted_and_large_arrays_say_so():
     seen = []
     jax.make_jaxpr(lambda x: seen.append(text_of(x)) or x)(nx.wrap(jnp.ones(2)).tag("a"))
     assert seen == ["<NamedArray float32(| a:2) (wrapping DynamicJaxprTracer)>"]
+
+
+def test_multi_host_arrays_say_so_and_are_not_read():
+    array = unittest.mock.NonCallableMock(spec=type(jnp.zeros(())))
+    array.is_deleted.return_value = False
+    array.is_fully_addressable = array.is_fully_replicated = False
+    assert unreadable_reason(array) == "multi-host"
+    assert statistics_text(array) == " - multi-host array!"
+    with pytest.raises(pz_viz.HostCopyError, match="multi-host"):
+        to_host(array, 10, "weights")
 
 
 def test_drawing_inside_a_traced_function_adds_no_equation():

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 from typing import Any
 
 import treescope
 from treescope import lowering, rendering_parts
 from treescope._internal.parts import foldable_impl, part_interface
 
-__all__ = ["LoweredTree", "drawn", "lowered"]
+__all__ = ["LoweredTree", "drawn", "lowered", "represented"]
 
 # Handlers written into attributes, which our policy blocks; the page's script does their work.
 _COPY_HANDLER = " onClick='this.getRootNode().host.defns.handle_copy_click(this)'"
 _RUN_HERE = "<treescope-run-here>"
+_one_thread = threading.RLock()
 _INPUT_END = "></input>"  # an end tag that HTML does not have
 
 
@@ -78,8 +80,14 @@ def lowered(part: Any, *, roundtrip: bool = False) -> LoweredTree:
     )
 
 
+def represented(renderer: Any, value: Any, *, ignore_exceptions: bool) -> Any:
+    """Any value as a part, by one thread at a time: treescope keeps its state in globals."""
+    with _one_thread:
+        return renderer.to_foldable_representation(value, ignore_exceptions=ignore_exceptions)
+
+
 def drawn(value: Any) -> Any:
     """Any value as a laid-out part, through the active renderer."""
-    part = treescope.active_renderer.get().to_foldable_representation(value, ignore_exceptions=True)
+    part = represented(treescope.active_renderer.get(), value, ignore_exceptions=True)
     treescope.active_expansion_strategy.get()(part.renderable)
     return rendering_parts.build_full_line_with_annotations(part)

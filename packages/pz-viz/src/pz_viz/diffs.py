@@ -19,7 +19,7 @@ from treescope import layout_algorithms, lowering, rendering_parts
 
 from pz_core import tree_diff
 from pz_viz import repeated_siblings
-from pz_viz._lowering import lowered
+from pz_viz._lowering import lowered, represented
 from pz_viz._markup import escaped, visible
 from pz_viz.selections import ancestor_paths
 from pz_viz.views import View
@@ -120,7 +120,7 @@ def _drawn(tree: Any, account: tree_diff.TreeDiff) -> Any:
     renderer = treescope.active_renderer.get().extended_with(wrapper_hooks=[_mark_changed])
     tokens = (_changes_by_path.set(by_path), repeated_siblings.shown_paths.set(shown))
     try:
-        drawn = renderer.to_foldable_representation(tree, ignore_exceptions=True)
+        drawn = represented(renderer, tree, ignore_exceptions=True)
     finally:
         _changes_by_path.reset(tokens[0])
         repeated_siblings.shown_paths.reset(tokens[1])

@@ -20,6 +20,7 @@ from treescope import layout_algorithms, lowering, rendering_parts
 from pz_core.selectors import Selection
 from pz_named.named_axes import NamedArrayBase
 from pz_viz import _structs, repeated_siblings
+from pz_viz._lowering import represented
 from pz_viz._markup import visible
 
 __all__ = [
@@ -127,8 +128,10 @@ def render_selection(
     renderer = treescope.active_renderer.get()
     tokens = (_tracker.set(tracker), repeated_siblings.shown_paths.set(shown))
     try:
-        drawn = renderer.extended_with(wrapper_hooks=[_mark_selected]).to_foldable_representation(
-            selection.deselect(), ignore_exceptions=ignore_exceptions, root_keypath=""
+        drawn = represented(
+            renderer.extended_with(wrapper_hooks=[_mark_selected]),
+            selection.deselect(),
+            ignore_exceptions=ignore_exceptions,
         )
     finally:
         _tracker.reset(tokens[0])
