@@ -3,11 +3,12 @@
 import importlib.metadata
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import pz_models_tiny as tiny
 
+from pz_core.variables import freeze_params, variable_jit
 from pz_models import Tokenizer, generate, load
 from pz_models.transformer.sampling_mode import KVCachingTransformerLM
 from pz_named import named_axes as nx
@@ -18,6 +19,11 @@ PROMPTS = [
     "<|im_start|>user\nWrite a haiku about rain.<|im_end|>\n<|im_start|>assistant\n",
     "def fibonacci(n):\n    if n < 2:",
 ]
+
+
+@jax.jit
+def _logits(model, tokens):
+    return model(nx.wrap(tokens, "seq")).unwrap("seq", "vocabulary")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def model(request, path):
 def test_logits_and_greedy_tokens_equal_huggingface(model, tokenizer, reference, prompt):
     torch, theirs = reference
     ids = tokenizer.encode(prompt)
-    logits = tiny.logits(model, nx.wrap(jnp.array(ids), "seq"))
+    logits = _logits(freeze_params(model), jnp.array(ids))
     result = generate(model, ids, max_new_tokens=32, stop=[tokenizer.special.eos])
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
@@ -67,19 +73,18 @@ def test_logits_and_greedy_tokens_equal_huggingface(model, tokenizer, reference,
 
 def test_cached_equals_uncached(model, tokenizer):
     ids = jnp.array(tokenizer.encode(PROMPTS[2]))
-    whole = tiny.logits(model, nx.wrap(ids, "seq"))
+    whole = _logits(freeze_params(model), ids)
     sampler = KVCachingTransformerLM.from_uncached(model, 32, {})
-    from pz_core.variables import variable_jit
-
     call = variable_jit(lambda sampler, tokens: sampler(tokens).unwrap("seq", "vocabulary"))
     parts = [call(sampler, nx.wrap(ids[a:b], "seq")) for a, b in ((0, 8), (8, 9), (9, 13))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
 
 
 def test_stacked_equals_unstacked(path, tokenizer):
-    ids = nx.wrap(jnp.array(tokenizer.encode(PROMPTS[0])), "seq")
-    one, many = (tiny.logits(load(path, use_layer_stack=s, progress=False), ids) for s in (0, 1))
-    np.testing.assert_allclose(one, many, atol=1e-4)
+    ids = jnp.array(tokenizer.encode(PROMPTS[0]))
+    models = (load(path, use_layer_stack=stacked, progress=False) for stacked in (False, True))
+    one, other = (_logits(freeze_params(model), ids) for model in models)
+    np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_tokenizer_equals_huggingface(path, tokenizer):
