@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from pz_core._jit_arguments import (
+    ArgumentChoice,
+    donated_leaves,
+    placed,
+    take_static,
+    without_shared_buffers,
+)
 from pz_core._text import describe_type
 from pz_core._variable_lifting import (
     UNCHANGED,
@@ -121,93 +126,6 @@ class _Call:
         return self.kept, self.donated, self.variable_leaves
 
 
-@dataclasses.dataclass(frozen=True)
-class _ArgumentChoice:
-    """Some arguments of a function, by position and by name, as `jax.jit` takes them."""
-
-    numbers: frozenset[int] = frozenset()
-    names: frozenset[str] = frozenset()
-
-    @classmethod
-    def resolve(
-        cls,
-        fun: Callable[..., Any],
-        numbers: int | Sequence[int] | None,
-        names: str | Iterable[str] | None,
-    ) -> _ArgumentChoice:
-        """Completes positions by names and the reverse where only one was given, as JAX does."""
-        chosen = (numbers,) if isinstance(numbers, int) else tuple(numbers or ())
-        named = (names,) if isinstance(names, str) else tuple(names or ())
-        if not chosen and not named:
-            return cls()
-        try:
-            parameters = list(inspect.signature(fun).parameters.values())
-        except (TypeError, ValueError):  # some builtins have no signature
-            parameters = []
-        chosen = tuple(n + len(parameters) if n < 0 else n for n in chosen)
-        by_either = [p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters]
-        if names is None:
-            named = tuple(p.name for n, p in enumerate(parameters) if n in chosen and by_either[n])
-        elif numbers is None:
-            chosen = tuple(n for n, p in enumerate(parameters) if p.name in named and by_either[n])
-        return cls(frozenset(chosen), frozenset(named))
-
-
-def _take_static(
-    choice: _ArgumentChoice, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> tuple[tuple[Any, ...], dict[str, Any], dict[int, Any], dict[str, Any]]:
-    """Separates static arguments; None stands in their positions."""
-    static_args = {n: args[n] for n in sorted(choice.numbers) if n < len(args)}
-    static_kwargs = {n: kwargs[n] for n in sorted(choice.names) if n in kwargs}
-    for where, value in [*static_args.items(), *static_kwargs.items()]:
-        try:
-            hash(value)
-        except TypeError as exc:
-            raise ValueError(
-                f"variable_jit of {name!r}: the static argument {where!r} is a "
-                f"{describe_type(value)}, which is not hashable; static arguments are compared "
-                f"between calls. Pass a hashable value, or do not make it static."
-            ) from exc
-    args = tuple(None if n in static_args else arg for n, arg in enumerate(args))
-    kwargs = {n: arg for n, arg in kwargs.items() if n not in static_kwargs}
-    return args, kwargs, static_args, static_kwargs
-
-
-def _donated_leaves(choice: _ArgumentChoice, treedef: Any, kwargs: dict[str, Any]) -> list[bool]:
-    """Returns for each leaf of `(args, kwargs)` whether its argument is donated."""
-    args_def, kwargs_def = treedef.children()
-    flags: list[bool] = []
-    for number, child in enumerate(args_def.children()):
-        flags += [number in choice.numbers] * child.num_leaves
-    for name, child in zip(sorted(kwargs), kwargs_def.children(), strict=True):
-        flags += [name in choice.names] * child.num_leaves
-    return flags
-
-
-def _without_shared_buffers(leaves: list[Any]) -> list[Any]:
-    """Copies arrays that occur twice: a buffer can be donated only once."""
-    seen: set[int] = set()
-    result = []
-    for leaf in leaves:
-        result.append(jnp.array(leaf, copy=True) if id(leaf) in seen else leaf)
-        seen.add(id(leaf))
-    return result
-
-
-def _put_below(sharding: Any, tree: Any) -> Any:
-    """Moves all arrays of a tree; a variable takes its moved arrays as its value."""
-    if sharding is None:
-        return tree
-
-    def put(leaf: Any) -> Any:
-        if not isinstance(leaf, AbstractVariable):
-            return jax.device_put(leaf, sharding)
-        leaf.update(jax.device_put(leaf.freeze(), sharding))
-        return leaf
-
-    return jax.tree.map(put, tree)
-
-
 _ARRAY_TYPES = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
@@ -218,8 +136,8 @@ class _VariableJit:
         self,
         fun: Callable[..., Any],
         donate_variables: bool,
-        static: _ArgumentChoice,
-        donate: _ArgumentChoice,
+        static: ArgumentChoice,
+        donate: ArgumentChoice,
         jit_kwargs: dict[str, Any],
     ) -> None:
         self.fun = fun
@@ -248,11 +166,11 @@ class _VariableJit:
         static_args: dict[int, Any] = {}
         static_kwargs: dict[str, Any] = {}
         if self.static.numbers or self.static.names:
-            args, kwargs, static_args, static_kwargs = _take_static(
+            args, kwargs, static_args, static_kwargs = take_static(
                 self.static, args, kwargs, self.name
             )
         if self.in_shardings is not None:
-            args = self._placed(args, kwargs)
+            args = placed(args, kwargs, self.static, self.in_shardings, self.name)
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
         variable_types = {t for t in set(map(type, leaves)) if issubclass(t, AbstractVariable)}
         variables: list[AbstractVariable] = []
@@ -276,31 +194,8 @@ class _VariableJit:
             donated = [x for x, d in zip(arrays, layout.donated, strict=True) if d]
             arrays = [x for x, d in zip(arrays, layout.donated, strict=True) if not d]
         if self.donate_variables:
-            variable_leaves = _without_shared_buffers(variable_leaves)
+            variable_leaves = without_shared_buffers(variable_leaves)
         return _Call(layout, arrays, donated, variable_leaves, variables)
-
-    def _placed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Moves the arguments, and the values of variables, to where `in_shardings` says."""
-        if kwargs:
-            raise ValueError(
-                f"variable_jit of {self.name!r}: in_shardings is given by position, but the call "
-                f"has the keyword arguments {list(kwargs)}. Pass them by position, or make them "
-                f"static."
-            )
-        dynamic = [n for n in range(len(args)) if n not in self.static.numbers]
-        shardings = self.in_shardings
-        if not isinstance(shardings, list | tuple):
-            shardings = [shardings] * len(dynamic)
-        if len(shardings) != len(dynamic):
-            raise ValueError(
-                f"variable_jit of {self.name!r}: in_shardings has {len(shardings)} entries for "
-                f"{len(dynamic)} arguments that are not static. Give one entry for each, or one for "
-                f"all."
-            )
-        placed = list(args)
-        for n, sharding in zip(dynamic, shardings, strict=True):
-            placed[n] = jax.tree.map(_put_below, sharding, args[n], is_leaf=lambda x: x is None)
-        return tuple(placed)
 
     def _read(self, variables: list[AbstractVariable]) -> tuple[list[Any], list[Any]]:
         """Returns the signatures and the arrays of the variables."""
@@ -331,7 +226,7 @@ class _VariableJit:
 
     def _new_layout(self, key: Any, signatures: list[Any], kwargs: dict[str, Any]) -> _Layout:
         treedef, places, static_args, static_kwargs, _ = key
-        donated = _donated_leaves(self.donate, treedef, kwargs)
+        donated = donated_leaves(self.donate, treedef, kwargs)
         if places:
             donated = [flag for flag, place in zip(donated, places, strict=True) if place < 0]
         layout = _Layout(
@@ -407,7 +302,7 @@ class _VariableJit:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], exc: TypeError
     ) -> None:
         """Names the argument that is no array; JAX knows it only by its place in a flat list."""
-        args, kwargs, _, _ = _take_static(self.static, args, kwargs, self.name)
+        args, kwargs, _, _ = take_static(self.static, args, kwargs, self.name)
         named = {**{f"args[{n}]": arg for n, arg in enumerate(args)}, **kwargs}
         for where, arg in named.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
@@ -517,10 +412,10 @@ def variable_jit(
 
     def wrap(fun: Callable[..., Any]) -> Callable[..., Any]:
         options = dict(jit_kwargs)
-        static = _ArgumentChoice.resolve(
+        static = ArgumentChoice.resolve(
             fun, options.pop("static_argnums", None), options.pop("static_argnames", None)
         )
-        donate = _ArgumentChoice.resolve(
+        donate = ArgumentChoice.resolve(
             fun, options.pop("donate_argnums", None), options.pop("donate_argnames", None)
         )
         behind = _VariableJit(fun, donate_variables, static, donate, options)

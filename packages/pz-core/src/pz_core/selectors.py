@@ -16,7 +16,7 @@ is shared with the original tree.
 A selection is also a struct with two fields, which are computed when they are first read: the
 selected nodes by key path, and the rest of the tree with a `SelectionHole` in place of each. So it
 can cross JAX transforms and can be put together by hand. (This module is long because a selection's
-methods are its interface; they only delegate, to `_places`, `_accessor` and `_path_pattern`.)
+methods are its interface; they only delegate, to `_places`, `_accessor` and `path_patterns`.)
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ import jax
 import numpy as np
 
 from pz_core import _accessor, _nodes, _places, _selection_text
-from pz_core._path_pattern import PathPattern
-from pz_core._path_pattern import PathPatternError as PathPatternError
 from pz_core._places import KeyPaths, Place
 from pz_core._selection_edits import check_in_sequences, inserted, inserted_places
 from pz_core._selection_places import (
@@ -54,6 +52,8 @@ from pz_core.abstract_variables import (
 )
 from pz_core.display_hook import selection_display
 from pz_core.partitioning import NotInThisPartition
+from pz_core.path_patterns import PathPattern
+from pz_core.path_patterns import PathPatternError as PathPatternError
 from pz_core.struct import Struct, pytree_dataclass
 
 __all__ = [
@@ -515,7 +515,7 @@ class Selection(Struct, Generic[T]):
         Args:
           accessor_fn: Takes a copy of the node in which leaves and childless nodes are placeholders,
             and returns a node of it; for example `lambda model: model.body.sublayers[0]`. It may be
-            called twice.
+            called more than once.
           multiple: Whether it returns an iterable of nodes.
 
         Returns:

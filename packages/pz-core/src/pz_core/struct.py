@@ -22,7 +22,17 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, dataclass_transform, final, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Self,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    final,
+    overload,
+)
 
 import jax
 
@@ -101,7 +111,7 @@ def pytree_dataclass(
     use_mutable_proxy_in_init: bool = True,
     overwrite_parent_init: bool = False,
     init: bool = True,
-    repr: bool | str = "auto",
+    repr: bool | Literal["auto"] = "auto",
     eq: bool = True,
     order: bool = False,
     match_args: bool = False,
@@ -118,7 +128,7 @@ def pytree_dataclass(
     use_mutable_proxy_in_init: bool = True,
     overwrite_parent_init: bool = False,
     init: bool = True,
-    repr: bool | str = "auto",
+    repr: bool | Literal["auto"] = "auto",
     eq: bool = True,
     order: bool = False,
     match_args: bool = False,

@@ -21,7 +21,13 @@ from pz_core.abstract_variables import (
     VariableConflictError,
 )
 
-__all__ = ["bind_variables", "freeze_variables", "unbind_variables"]
+__all__ = [
+    "VariablePredicate",
+    "bind_variables",
+    "check_predicate",
+    "freeze_variables",
+    "unbind_variables",
+]
 
 VariablePredicate = Callable[[Any], bool]
 
@@ -30,7 +36,8 @@ def _is_slot(node: Any) -> bool:
     return isinstance(node, AbstractVariableSlot)
 
 
-def _checked_predicate(caller: str, predicate: VariablePredicate | None) -> None:
+def check_predicate(caller: str, predicate: VariablePredicate | None) -> None:
+    """Requires a function: a second tree passed by mistake would silently select nothing."""
     if predicate is not None and not callable(predicate):
         raise TypeError(
             f"{caller}: predicate must be a function of one variable, got "
@@ -58,7 +65,7 @@ def unbind_variables(
         occurs in the tree already.
       TypeError: If a label is not hashable, or the predicate no function.
     """
-    _checked_predicate("unbind_variables", predicate)
+    check_predicate("unbind_variables", predicate)
     leaves, treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_slot)
     slots_before: set[Any] = set()
     variables: dict[AbstractVariableSlot, AbstractVariable] = {}
@@ -159,7 +166,7 @@ def freeze_variables(tree: Any, predicate: VariablePredicate | None = None) -> A
     Returns:
       The tree with values. A variable that occurs twice gives two equal values.
     """
-    _checked_predicate("freeze_variables", predicate)
+    check_predicate("freeze_variables", predicate)
 
     def freeze(leaf: Any) -> Any:
         if isinstance(leaf, AbstractVariable) and (predicate is None or predicate(leaf)):

@@ -29,7 +29,6 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from pz_core._text import describe_type
 from pz_core._variable_jit import variable_jit as variable_jit
 from pz_core.abstract_variables import AbstractVariable as AbstractVariable
 from pz_core.abstract_variables import AbstractVariableSlot as AbstractVariableSlot
@@ -42,7 +41,7 @@ from pz_core.auto_order_types import AutoOrderedAcrossTypes
 from pz_core.labeled_variables import LabeledVariable as LabeledVariable
 from pz_core.labeled_variables import LabeledVariableValue as LabeledVariableValue
 from pz_core.struct import pytree_dataclass
-from pz_core.variable_binding import VariablePredicate
+from pz_core.variable_binding import VariablePredicate, check_predicate
 from pz_core.variable_binding import bind_variables as bind_variables
 from pz_core.variable_binding import freeze_variables as freeze_variables
 from pz_core.variable_binding import unbind_variables as unbind_variables
@@ -279,12 +278,7 @@ class StateVariableSlot(AbstractVariableSlot):
 
 
 def _of_type(kind: type, caller: str, predicate: VariablePredicate | None) -> VariablePredicate:
-    if predicate is not None and not callable(predicate):
-        raise TypeError(
-            f"{caller}: predicate must be a function of one variable, got "
-            f"{describe_type(predicate)}. To work on several trees pass them as one, for example "
-            f"as a tuple."
-        )
+    check_predicate(caller, predicate)
     return lambda var: isinstance(var, kind) and (predicate is None or bool(predicate(var)))
 
 

@@ -10,6 +10,10 @@ A pattern is a row of steps:
     **         any number of steps of any kind, also none
 
 The dot before the first step may be left out, and so may that before `**`.
+
+>>> from pz_core.selectors import select
+>>> select({"a": [1, 2], "b": [3]}).at_path_pattern("**[0]").get_sequence()
+(1, 3)
 """
 
 from __future__ import annotations
