@@ -18,6 +18,7 @@ import pytest
 import treescope
 
 from penzai import pz
+from penzai.models import simple_mlp
 from penzai.models.transformer import variants
 from penzai.toolshed import (
     basic_training,
@@ -151,6 +152,23 @@ def test_fixing_pytree_mismatch_errors():
 
 
 # ---------------------------------------------------------------------------- Building Models
+
+
+def test_initializing_models_or_layers_from_scratch():
+    mlp = simple_mlp.MLP.from_config(
+        name="mlp",
+        init_base_rng=jax.random.key(10),
+        feature_sizes=[2, 32, 32, 2],
+    )
+    assert mlp(pz.nx.ones({"features": 2})).named_shape == {"features": 2}
+    assert pz.select(mlp).at_instances_of(pz.nn.Affine).count() == 3
+    slots = simple_mlp.MLP.from_config(
+        name="mlp",
+        init_base_rng=None,
+        feature_sizes=[2, 32, 32, 2],
+    )
+    assert pz.select(slots).at_instances_of(pz.ParameterSlot).count() == 6
+    assert pz.select(slots).at_instances_of(pz.Parameter).is_empty()
 
 
 def test_implementing_new_models_out_of_existing_components():

@@ -17,6 +17,7 @@ from pz_named.named_axes import argsort as argsort
 from pz_named.named_axes import associative_scan as associative_scan
 from pz_named.named_axes import band_mask as band_mask
 from pz_named.named_axes import causal_mask as causal_mask
+from pz_named.named_axes import checked as checked
 from pz_named.named_axes import compress as compress
 from pz_named.named_axes import concatenate as concatenate
 from pz_named.named_axes import count_nonzero as count_nonzero

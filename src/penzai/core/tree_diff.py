@@ -6,13 +6,13 @@ import pz_core.tree_diff as _real
 from pz_core.tree_diff import Added as Added
 from pz_core.tree_diff import ArrayChanged as ArrayChanged
 from pz_core.tree_diff import Change as Change
-from pz_core.tree_diff import PatchError as PatchError
 from pz_core.tree_diff import Removed as Removed
 from pz_core.tree_diff import Replaced as Replaced
 from pz_core.tree_diff import StaticChanged as StaticChanged
 from pz_core.tree_diff import TreeDiff as TreeDiff
 from pz_core.tree_diff import VariableChanged as VariableChanged
+from pz_core.tree_diff import VariableToken as VariableToken
+from pz_core.tree_diff import array_text as array_text
 from pz_core.tree_diff import diff as diff
-from pz_core.tree_diff import patch as patch
 
 _sys.modules[__name__] = _real

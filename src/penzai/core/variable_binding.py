@@ -3,7 +3,9 @@
 import sys as _sys
 
 import pz_core.variable_binding as _real
+from pz_core.variable_binding import VariablePredicate as VariablePredicate
 from pz_core.variable_binding import bind_variables as bind_variables
+from pz_core.variable_binding import check_predicate as check_predicate
 from pz_core.variable_binding import freeze_variables as freeze_variables
 from pz_core.variable_binding import unbind_variables as unbind_variables
 

@@ -6,9 +6,11 @@ import pz_toolshed.saving as _real
 from pz_toolshed.saving import CheckpointFormatError as CheckpointFormatError
 from pz_toolshed.saving import CheckpointMismatchError as CheckpointMismatchError
 from pz_toolshed.saving import CheckpointWriteError as CheckpointWriteError
+from pz_toolshed.saving import PendingSave as PendingSave
 from pz_toolshed.saving import load as load
 from pz_toolshed.saving import resume as resume
 from pz_toolshed.saving import save as save
+from pz_toolshed.saving import save_in_background as save_in_background
 from pz_toolshed.saving import saved_steps as saved_steps
 
 _sys.modules[__name__] = _real
