@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import socket
 import subprocess
 import sys
 
@@ -10,19 +12,61 @@ import pytest
 HELPERS = pathlib.Path(__file__).parent / "_helpers"
 
 
-def run(script, *args, devices):
+def start(script, *args, devices):
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    return subprocess.run(
-        [sys.executable, HELPERS / script, *map(str, args)],
-        capture_output=True,
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", HELPERS / script, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         env=env,
     )
+
+
+def finish(process):
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run(script, *args, devices):
+    return finish(start(script, *args, devices=devices))
+
+
+def run_together(folder, mode):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    both = [start("two_processes.py", port, i, folder, mode, devices=2) for i in range(2)]
+    return [finish(process) for process in both]
+
+
+def test_two_processes_train_save_are_killed_and_resume_on_another_mesh(tmp_path):
+    pytest.importorskip("optax")
+    pytest.importorskip("orbax.checkpoint")
+    killed = run_together(tmp_path, "start")
+    # The first to be killed may take the other along before its own signal comes.
+    codes = [done.returncode for done in killed]
+    assert -signal.SIGKILL in codes, killed[0].stderr
+    assert all(code < 0 for code in codes), killed[0].stderr
+    resumed = run_together(tmp_path, "resume")
+    assert [done.returncode for done in resumed] == [0, 0], resumed[0].stderr
+    alone = run("two_processes.py", 0, 0, tmp_path, "alone", devices=1)
+    want = losses_in(alone.stdout)
+    assert len(want) == 6
+    for before, after in zip(killed, resumed, strict=True):
+        assert losses_in(before.stdout + after.stdout) == pytest.approx(want, abs=2e-5)
+
+
+def losses_in(text):
+    # The gloo library prints lines of its own.
+    return [float(x.removeprefix("loss ")) for x in text.splitlines() if x.startswith("loss ")]
 
 
 def test_eight_devices_equal_one(tmp_path):

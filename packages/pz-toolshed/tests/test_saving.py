@@ -29,6 +29,7 @@ from pz_toolshed.saving import (
     load,
     resume,
     save,
+    save_in_background,
     saved_steps,
 )
 
@@ -205,6 +206,26 @@ def test_resumed_training_is_bit_identical(tmp_path):
     # The model alone comes out of the training checkpoint too.
     loaded = load(tmp_path, model_with_state(1), allow_surplus=True)
     tm.assert_trees_close(values(loaded), values(first.model), atol=0)
+
+
+# --- orbax -----------------------------------------------------------------------------------------
+
+
+def test_the_orbax_backend_saves_and_loads_the_same_entries(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    one, other = ([model_with_state(seed), tm.stream(seed)] for seed in (1, 2))
+    one[1].next_key()
+    pending = save_in_background(tmp_path, one, step=3)
+    assert pending.wait().name == "3"
+    save(tmp_path, one, step=4, keep=1, backend="orbax")
+    assert saved_steps(tmp_path) == [4]
+    loaded = resume(tmp_path, other)
+    tm.assert_trees_close(values(loaded), values(one), atol=0)
+    assert loaded[1].next_key() == one[1].next_key()
+    with pytest.raises(CheckpointMismatchError, match=r"orbax/4 .*\n.*missing.*'more/Affine"):
+        load(tmp_path, [*other, tm.mlp([2, 2], name="more")])
+    part = load(tmp_path, other[:1], allow_surplus=True)
+    tm.assert_trees_close(values(part), values(one[:1]), atol=0)
 
 
 # --- what does not fit -----------------------------------------------------------------------------

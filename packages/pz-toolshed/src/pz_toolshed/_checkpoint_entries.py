@@ -63,10 +63,11 @@ def map_entries(tree: Any, replace: Replace, slot_value: SlotValue | None = None
     new_values = [walk.variable_value(value, "") for value in values]
     new_slots = walk.outside_variables(slots, "")
     if slot_value is not None:
+        bound = {value.get_slot() for value in values}
         for slot in dict.fromkeys(_parameter_slots(slots)):
-            value = slot_value(_label_text(slot.label))
-            if value is not None and slot not in {v.get_slot() for v in values}:
-                new_values.append(ParameterValue(label=slot.label, value=value, metadata={}))
+            new = None if slot in bound else slot_value(_label_text(slot.label))
+            if new is not None:
+                new_values.append(ParameterValue(label=slot.label, value=new, metadata={}))
     return bind_variables(new_slots, new_values, unfreeze_as_copy=True)
 
 

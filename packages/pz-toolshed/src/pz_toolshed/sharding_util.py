@@ -100,7 +100,7 @@ def name_to_name_sharding(
 
     def for_leaf(path: Any, leaf: Any) -> Any:
         if is_namedarray(leaf):
-            sharding = _named_sharding(leaf, pretty_keystr(path, tree), mesh, rules)
+            sharding: Any = _named_sharding(leaf, pretty_keystr(path, tree), mesh, rules)
             if as_shape_dtype_struct:
                 data = leaf.data_array
                 sharding = _abstract(data, sharding)
