@@ -192,7 +192,7 @@ def _bytes(lowered: Any) -> float:
 
 def eager_calls() -> list[Row]:
     """A stack that is called eagerly again and again: nothing is traced twice."""
-    model, weights = _models(TINY)
+    model, _ = _models(TINY)
     tokens = _tokens(TINY.vocabulary)
     compiled = jax.jit(_logits)
     compiled(model, tokens)
@@ -271,11 +271,11 @@ def _upstream_logits(model: Any, tokens: jax.Array) -> Any:
 
 
 PROGRAMS: dict[str, Callable[[], list[Row]]] = {
-    "nn: forward": forward,
-    "nn: gradient": gradient,
-    "nn: compilation": compilation,
-    "nn: program size": program_size,
-    "nn: dispatch": dispatch,
-    "nn: decoding": decoding,
-    "nn: eager calls": eager_calls,
+    "forward": forward,
+    "gradient": gradient,
+    "compilation": compilation,
+    "program size": program_size,
+    "dispatch": dispatch,
+    "decoding": decoding,
+    "eager calls": eager_calls,
 }

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
+import jax
+
 Label = Hashable
 Groups = list[tuple[Label, ...]]
 
@@ -55,10 +57,31 @@ def fold_groups(
     return left_groups, right_groups
 
 
-def folded_shape(shape: Sequence[int], labels: Sequence[Label], groups: Groups) -> tuple[int, ...]:
-    """The shape of an array whose axes are folded into groups."""
-    sizes = dict(zip(labels, shape, strict=True))
-    return tuple(math.prod(sizes[label] for label in group) for group in groups)
+def fold(
+    operands: tuple[jax.Array, jax.Array],
+    groups: tuple[Groups, Groups],
+    labels: tuple[Sequence[Label], Sequence[Label], Sequence[Label]],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[int, ...]]:
+    """Folds both operands.
+
+    Args:
+        operands: Left and right operand.
+        groups: As `fold_groups` returns them.
+        labels: Labels of both operands and of the result of their contraction.
+
+    Returns:
+        The folded operands, and the shape of the result unfolded.
+    """
+    left, right = operands
+    sizes = {
+        **dict(zip(labels[0], left.shape, strict=True)),
+        **dict(zip(labels[1], right.shape, strict=True)),
+    }
+    folded = [
+        operand.reshape([math.prod(sizes[label] for label in group) for group in of_operand])
+        for operand, of_operand in zip(operands, groups, strict=True)
+    ]
+    return (folded[0], folded[1]), tuple(sizes[label] for label in labels[2])
 
 
 def _adjacent(first: Label, second: Label, labels: Sequence[Label]) -> bool:

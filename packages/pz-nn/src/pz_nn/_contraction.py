@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pz_nn._axis_folding import Groups, fold, fold_groups
 from pz_nn._dtypes import cast
 
 Labels = tuple[Hashable, ...]
@@ -28,11 +29,15 @@ class _Plan(NamedTuple):
         swapped: Whether the right operand comes first.
         dimension_numbers: As in `jax.lax.dot_general`, for the operands in their final order.
         permutation: Order of the result's axes, or None to leave it.
+        folds: Groups of axes that are folded together before, or None; see `_axis_folding`.
+        unfolded: Labels of the operands and of the unpermuted result, where there are folds.
     """
 
     swapped: bool
     dimension_numbers: Any
     permutation: tuple[int, ...] | None
+    folds: tuple[Groups, Groups] | None = None
+    unfolded: tuple[Labels, Labels, Labels] | None = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -48,12 +53,17 @@ def _plan(left: Labels, right: Labels, result: Labels) -> _Plan:
     swapped = list(result) != made and list(result) == [*paired, *right_free, *left_free]
     if swapped:
         left, right, made = right, left, list(result)
+    folds = fold_groups(left, right, summed)
+    left_axes: Labels = left if folds is None else tuple(group[0] for group in folds[0])
+    right_axes: Labels = right if folds is None else tuple(group[0] for group in folds[1])
+    summed = [label for label in summed if label in right_axes]
     dimension_numbers = (
-        (_positions(summed, left), _positions(summed, right)),
-        (_positions(paired, left), _positions(paired, right)),
+        (_positions(summed, left_axes), _positions(summed, right_axes)),
+        (_positions(paired, left_axes), _positions(paired, right_axes)),
     )
     permutation = None if list(result) == made else _positions(result, made)
-    return _Plan(swapped, dimension_numbers, permutation)
+    unfolded = None if folds is None else (left, right, tuple(made))
+    return _Plan(swapped, dimension_numbers, permutation, folds, unfolded)
 
 
 def contract_data(
@@ -91,12 +101,17 @@ def contract_data(
         product = aligned_left * aligned_right
         return product if preferred_element_type is None else cast(product, preferred_element_type)
     operands = (right, left) if plan.swapped else (left, right)
+    shape = None
+    if plan.folds is not None and plan.unfolded is not None:
+        operands, shape = fold(operands, plan.folds, plan.unfolded)
     result = jax.lax.dot_general(
         *operands,
         plan.dimension_numbers,
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+    if shape is not None:
+        result = result.reshape(shape)
     return result if plan.permutation is None else jnp.transpose(result, plan.permutation)
 
 
