@@ -68,6 +68,18 @@ def test_elementwise_layers_of_equal_partials_are_equal_and_compile_once():
     assert layer != Elementwise(functools.partial(jax.nn.gelu, approximate=False))
     run(Elementwise(functools.partial(jax.nn.gelu, approximate=False)), x)
     assert len(traces) == 2  # the counter can count
+    assert layer.fn != functools.partial(jax.nn.gelu, approximate=True)
+    assert len({layer.fn, Elementwise(functools.partial(jax.nn.gelu, approximate=True)).fn}) == 1
+
+
+def test_elementwise_takes_unhashable_callables():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, value):
+            return value + 1
+
+    assert_close(raw(Elementwise(Unhashable())(nx.ones({"a": 2}))), [2, 2])
 
 
 @pytest.mark.smoke

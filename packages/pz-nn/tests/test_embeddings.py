@@ -72,6 +72,14 @@ def test_ids_outside_the_table():
     assert (isnan == np.array([False, True, True, False, False])[:, None]).all()
 
 
+def test_a_table_stored_in_another_order():
+    values = named(0, {"e": 3, "vocabulary": 5})
+    t = EmbeddingTable(Parameter(label="t", value=values).freeze(), "vocabulary")
+    y = EmbeddingLookup(t)(nx.wrap(jnp.array([4, 1]), "seq"))
+    assert_close(raw(y, "seq", "e"), raw(values).T[[4, 1]])
+    assert_close(raw(EmbeddingDecode(t)(y)), raw(values).T[[4, 1]] @ raw(values))
+
+
 def test_lookup_errors():
     t = table({"e": 3})
     with raises(TypeError, "integers", "float32", "astype"):

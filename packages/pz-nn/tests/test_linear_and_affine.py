@@ -324,6 +324,14 @@ def test_rename_axes():
     assert (raw(swapped) == raw(x)).all()
 
 
+def test_views_are_taken_as_they_lie():
+    x = nx.wrap(jnp.arange(6.0).reshape(2, 3)).tag("a", "b").untag("b", "a").tag("q", "p")
+    assert RenameAxes("q", "r")(x).named_shape == {"p": 2, "r": 3}
+    y = RenameAxes((), ())(nx.wrap(jnp.ones((2, 3)), "a", "b").as_namedarrayview())
+    assert isinstance(y, nx.NamedArray)
+    assert y.named_shape == {"a": 2, "b": 3}
+
+
 def test_rename_axes_errors():
     x = named(0, {"a": 2, "b": 3})
     with raises(ValueError, "RenameAxes", "'z'"):
@@ -446,6 +454,8 @@ def test_named_einsum_construction_errors():
         NamedEinsum((("a", "a"),), ("a",))
     with raises(TypeError, "NamedEinsum", "'ab'", "tuple"):
         NamedEinsum(("ab",), ("a",))
+    with raises(ValueError, "at least one input", "empty"):
+        NamedEinsum((), ())
     with raises(TypeError, "input_axes", "dict"):
         NamedEinsum({"a": "a"}, ("a",))
 
@@ -467,6 +477,8 @@ def test_named_einsum_call_errors():
         layer((named(0, {"n": 2, "a": 2, "b": 3}), y))
     with raises(chk.StructureMismatchError, "int32"):
         layer((x.astype(jnp.int32), y))
+    with raises(chk.StructureMismatchError, "NamedEinsum"):
+        layer((jnp.ones((2, 3)), y))
     with raises(ValueError, "['c']", "batch axis"):
         NamedEinsum((("a",), ("a",)), {"c": "a"})((named(0, {"a": 2, "c": 3}),) * 2)
 

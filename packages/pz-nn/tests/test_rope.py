@@ -219,6 +219,13 @@ def test_scaled_rotation(scaling, length, expected, factor):
     assert layer == ApplyRoPE("e", 1e4, "p", scaling=scaling)
 
 
+def test_yarn_with_an_empty_ramp_steps_from_kept_to_interpolated():
+    scaling = YarnScaling(4.0, 256, beta_fast=2.0, beta_slow=2.0, truncate=False)
+    ratio = scaling.frequencies(16, 1e4) / np.asarray(DEFAULT)
+    assert_close(np.sort(ratio)[::-1], ratio)
+    assert_close(np.unique(np.round(ratio, 3)), [0.25, 1.0])
+
+
 def test_scaling_errors():
     x, p = named(0, {"s": 3, "e": 16}), nx.arange("s", 3)
     with raises(KeyError, "rope_length", "ApplyRoPE"):

@@ -27,7 +27,8 @@ def checked_specs(input_axes: Any, output_axes: Any) -> tuple[tuple[Spec, ...], 
 
     Raises:
         TypeError: If a spec is neither tuple, list nor dict.
-        ValueError: If a tuple spec repeats a name, an output index repeats, or no input has it.
+        ValueError: If a tuple spec repeats a name, an output index repeats or occurs in no input, or there
+            is no input.
     """
     if not isinstance(input_axes, tuple | list):
         raise TypeError(
@@ -35,6 +36,11 @@ def checked_specs(input_axes: Any, output_axes: Any) -> tuple[tuple[Spec, ...], 
             f"{type(input_axes).__name__} {input_axes!r}. For one input write `(spec,)`."
         )
     inputs, output = tuple(map(_checked_spec, input_axes)), _checked_spec(output_axes)
+    if not inputs:
+        raise ValueError(
+            "NamedEinsum: at least one input is needed, but input_axes is empty. Give one spec for each "
+            "input."
+        )
     known = {index for spec in inputs for index in as_mapping(spec).values()}
     outputs = list(as_mapping(output).values())
     unknown = [index for index in outputs if index not in known]
@@ -92,8 +98,6 @@ def check_inputs(
         )
     if not _fit(inputs, specs):
         _raise_misfit(inputs, specs)
-    if not inputs:
-        return ()
     batch_names = tuple(name for name in inputs[0].named_shape if name not in specs[0])
     clashing = [name for name in output_spec if name in batch_names]
     if clashing:
