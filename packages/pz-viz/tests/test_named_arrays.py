@@ -13,8 +13,9 @@ from treescope.external import jax_support, numpy_support
 
 import pz_named as nx
 import pz_viz
+from pz_viz import _statistics
 from pz_viz._arrays import NamedArrayAdapter, shape_text, summary_and_content
-from pz_viz._statistics import statistics_text
+from pz_viz._statistics import statistics_text, values_text
 from pz_viz.host_copies import to_host, unreadable_reason
 
 
@@ -218,6 +219,25 @@ def test_render_array_and_autovisualizer_accept_named_arrays():
     assert "Arrayviz" in treescope.lowering.render_to_text_as_root(
         treescope.render_array(numpy_backed).treescope_part
     )
+
+
+@pytest.mark.parametrize("shape", [(3,), (40, 50), (2000,), (3, 20, 30), (0, 3)])
+def test_values_agree_with_the_repr(shape):
+    array = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+    assert values_text(array).replace(" ", "") == repr(array).replace(" ", "")
+    text = []
+    jax.make_jaxpr(lambda x: text.append(values_text(array)) or x)(1.0)
+    assert text == [values_text(array)]
+    assert values_text(jax.random.split(jax.random.key(0), 2000)).startswith("2_000 elements")
+
+
+def test_large_arrays_are_summarised_where_they_lie(monkeypatch):
+    array = jnp.arange(200_000.0)
+    with jax_support.summarization_threshold.set_scoped({"default": None}):
+        told = statistics_text(array)
+        monkeypatch.setattr(_statistics, "HOST_SUMMARY_BUDGET", 10**6)
+        assert statistics_text(array) == told
+    assert told == " ≈1e+05 ±5.8e+04 [≥0.0, ≤2e+05] zero:1 nonzero:199_999"
 
 
 def test_streaming_placeholder_reads_no_data():

@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import treescope
@@ -91,7 +92,7 @@ def test_array_pictures_need_scripts():
     page = pz_viz.to_html(figure)
     assert "unsafe-eval" in page
     with pytest.raises(
-        ValueError, match=r"array pictures are drawn by treescope's scripts.*effect_view"
+        ValueError, match=r"treescope draws pictures of arrays with scripts.*effect_view"
     ):
         pz_viz.to_html(figure, static=True)
     assert pz_viz.to_html(pz_viz.effect_view(np.eye(3)), static=True)
@@ -107,6 +108,19 @@ def test_a_view_displays_itself_in_a_frame_of_its_own():
     assert "<title>&lt;b&gt;</title>" in srcdoc
     checked(srcdoc)
     assert repr(view) == view.text
+
+
+def test_static_pages_leave_the_autovisualizer_out():
+    with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
+        page = pz_viz.to_html(Span(jnp.eye(4), 1), static=True)
+    assert "treescope-run-here" not in page
+
+
+def test_a_report_of_bare_views_is_an_error():
+    view = pz_viz.effect_view(np.eye(2))
+    with pytest.raises(TypeError, match=r"report: expected sections, got View.*Section"):
+        pz_viz.report([view], title="x")
+    assert pz_viz.report([pz_viz.Section("Heading", view)], title="x")
 
 
 def test_views_stand_side_by_side():

@@ -22,7 +22,7 @@ from treescope.external import jax_support, numpy_support
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_viz._lazy_text import LazyText
 from pz_viz._markup import visible
-from pz_viz._statistics import statistics_text
+from pz_viz._statistics import statistics_text, values_text
 from pz_viz.host_copies import unreadable_reason
 
 __all__ = [
@@ -132,9 +132,7 @@ def handle_data_inside(node: DataInside, path: str | None, subtree_renderer: Any
             main_thunk=lambda _: line(node.statistics()), placeholder_thunk=lambda: line("")
         ),
         contents=_fold(
-            expanded=rendering_parts.indented_children(
-                [LazyText(lambda: jax_support.faster_array_repr(node.data))]
-            )
+            expanded=rendering_parts.indented_children([LazyText(lambda: values_text(node.data))])
         ),
         path=path,
         expand_state=rendering_parts.ExpandState.COLLAPSED,

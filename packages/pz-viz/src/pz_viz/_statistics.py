@@ -1,4 +1,4 @@
-"""The statistics that stand in an array's one-line summary.
+"""What an array's summary says of its values, and the values that an open node shows.
 
 Small arrays are summarised on the host. Larger ones are reduced where they lie, and only the
 handful of results is copied. Nothing is computed under tracing or for data that cannot be read.
@@ -6,6 +6,7 @@ handful of results is copied. Nothing is computed under tracing or for data that
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from treescope.external import jax_support
 
 from pz_viz.host_copies import unreadable_reason
 
-__all__ = ["statistics_text"]
+__all__ = ["statistics_text", "values_text"]
 
 HOST_SUMMARY_BUDGET = 100_000
 """The most elements that a summary copies to the host."""
@@ -53,7 +54,7 @@ def statistics_text(array: Any) -> str:
     if isinstance(array, np.ndarray) or array.size <= HOST_SUMMARY_BUDGET:
         results = _reduce(np.asarray(array), kind, np)
     else:
-        with jax.core.ensure_compile_time_eval():  # concrete data, though tracing may be on
+        with jax.ensure_compile_time_eval():  # concrete data, though tracing may be on
             results = jax.device_get(_reduce_on_device(array, kind))
     return _sentence(kind, {name: np.asarray(x).item() for name, x in results.items()})
 
@@ -103,7 +104,7 @@ def _reduce(x: Any, kind: str, xp: Any) -> dict[str, Any]:
     }
 
 
-@jax.jit(static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
 def _reduce_on_device(x: jax.Array, kind: str) -> dict[str, Any]:
     return _reduce(x, kind, jnp)
 
@@ -118,3 +119,25 @@ def _sentence(kind: str, results: dict[str, Any]) -> str:
     counts = ("zero", "nonzero", "nan", "inf", "-inf", "true", "false")
     parts += [f"{name}:{results[name]:_d}" for name in counts if results.get(name)]
     return "".join(f" {part}" for part in parts)
+
+
+def values_text(array: jax.Array) -> str:
+    """The array's repr; of a large one only the values at its edges leave the device.
+
+    Args:
+      array: A concrete, readable array.
+    """
+    options = np.get_printoptions()
+    if array.size <= options["threshold"]:
+        return repr(array)
+    if _kind(array.dtype) is None:
+        return f"{array.size:_} elements of {array.dtype}"
+    edge = options["edgeitems"]
+    with jax.ensure_compile_time_eval():
+        for axis, size in enumerate(array.shape):
+            if size > 2 * edge + 1:
+                kept = np.r_[: edge + 1, size - edge : size]  # one more stands for the omitted ones
+                array = jnp.take(array, kept, axis=axis)
+        host = np.asarray(array)
+    values = np.array2string(host, prefix="Array(", suffix=",", separator=", ", threshold=0)
+    return f"Array({values}, dtype={array.dtype})"

@@ -4,7 +4,8 @@
     report({"The model": model, "Attention": attention_view(w, tokens)}, "run.html", title="Run 7")
 
 A page loads nothing from the network, and its own content policy says so: nothing but the page's
-one script may run, and with `static=True` not even that. Light or dark follows the reader's system.
+one script may run, and with `static=True` not even that. (Where treescope draws arrays as pictures,
+its own scripts must run too; the policy then allows inline scripts, and still no network.) Light or dark follows the reader's system.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import treescope
 from treescope import figures
 
 from pz_viz import repeated_siblings
@@ -119,9 +121,16 @@ def report(
 
     Raises:
       ValueError: If the page exceeds `max_bytes` however much is folded.
+      TypeError: If an item is no section.
     """
     if isinstance(sections, Mapping):
         sections = [Section(heading, content) for heading, content in sections.items()]
+    stray = [section for section in sections if not isinstance(section, Section)]
+    if stray:
+        raise TypeError(
+            f"report: expected sections, got {type(stray[0]).__name__}. Give headings, "
+            '{"Heading": content}, or [Section("Heading", content)].'
+        )
     return _written(sections, path, title, theme, static, max_bytes, note)
 
 
@@ -224,11 +233,14 @@ def _add(page: _Page, content: Any) -> None:
 def _tree_of(content: Any, static: bool) -> LoweredTree:
     if hasattr(content, "treescope_part"):  # a figure
         tree = lowered(figures.treescope_part_from_display_object(content))
+    elif static:
+        with treescope.active_autovisualizer.set_scoped(None):  # it draws with scripts
+            tree = lowered(drawn(content))
     else:
         tree = lowered(drawn(content))
     if static and tree.runs_scripts:
         raise ValueError(
-            "to_html(static=True): array pictures are drawn by treescope's scripts. Leave the "
-            "autovisualizer off, or show the array with effect_view, which has a static form."
+            "to_html(static=True): treescope draws pictures of arrays with scripts. Show the array "
+            "with effect_view, which has a static form."
         )
     return tree
