@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pz_named as nx
+from pz_named import named_axes
 
 pytestmark = pytest.mark.smoke
 
@@ -90,3 +91,66 @@ def test_any_leaf_survives_flattening():
     assert y.data_array == "leaf"
     with pytest.raises(ValueError, match="data_array must be an array"):
         y.check_valid()
+
+
+def test_a_tuple_may_be_one_name():
+    x = nx.wrap(jnp.ones((2, 3)), ("head", 0), "a")
+    for result in (nx.sum(x, ("head", 0)), x.sum(("head", 0)), nx.sum(x, [("head", 0)])):
+        assert result.named_shape == {"a": 3}
+    assert nx.sum(x, (("head", 0), "a")).named_shape == {}
+
+
+def test_random_keys_broadcast_and_move():
+    keys = nx.random_split(jax.random.key(0), {"a": 2})
+    wide = keys.broadcast_to((3,), {"b": 4})
+    assert wide.dtype == keys.dtype
+    assert wide.positional_shape == (3,)
+    assert nx.concatenate([keys, keys], "a").named_shape == {"a": 4}
+    assert (keys[{"a": 0}] == keys[{"a": 0}]).unwrap()
+
+
+def test_methods_of_names():
+    x = array(a=2, b=6)
+    assert x.rename({"a": "b", "b": "a"}).named_shape == {"b": 2, "a": 6}
+    assert (
+        x.split_axis("b", {"p": 2, "q": 3}).merge_axes(("p", "q"), "b").named_shape == x.named_shape
+    )
+    assert x.expand({"c": 2}).named_shape == {"c": 2, "a": 2, "b": 6}
+
+
+def test_positional_methods_match_numpy():
+    x = array(a=2, p=3, q=4).untag("p", "q")
+    values = np.asarray(x.data_array)
+    checks = {
+        "T": (x.T, values.transpose(0, 2, 1)),
+        "mT": (x.mT, values.transpose(0, 2, 1)),
+        "real": (x.real, values),
+        "imag": (x.imag, np.zeros_like(values)),
+        "reshape": (x.reshape(2, 6), values.reshape(2, 2, 6)),
+        "ravel": (x.ravel(), values.reshape(2, 12)),
+        "trace": (x.trace(), np.trace(values, axis1=1, axis2=2)),
+        "take": (x.take(jnp.array([1, 0]), axis=0), values[:, [1, 0]]),
+        "dot": (x.dot(jnp.ones(4)), values @ np.ones(4)),
+        "clip": (
+            x.clip(min=nx.wrap(jnp.array([2.0, 20.0]), "a")),
+            np.maximum(values, [[[2]], [[20]]]),
+        ),
+        "searchsorted": (x.ravel().searchsorted(jnp.array([5.0])), [[5], [0]]),
+        "argpartition": (x.argpartition(1).max(axis=-1), values.argmax(2)),
+        "nonzero": (x.nonzero(size=2)[1], [[1, 2], [0, 1]]),
+        "diagonal": (x.diagonal(), np.diagonal(values, axis1=1, axis2=2)),
+        "repeat": (x.repeat(2, axis=1), values.repeat(2, 2)),
+        "squeeze": (x[None].squeeze(0), values),
+        "compress": (x.compress(jnp.array([True, False, True]), axis=0), values[:, [0, 2]]),
+        "view": (x.view(jnp.int32), values.view(np.int32)),
+        "round": ((x / 10).round(1), (values / 10).round(1)),
+        "ptp": (x.ptp(axis=1), np.ptp(values, 2)),
+    }
+    for name, (result, expected) in checks.items():
+        found = result.untag_prefix("a").unwrap()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+
+
+def test_both_modules_offer_the_same_objects():
+    assert set(nx.__all__) == set(named_axes.__all__)
+    assert all(getattr(nx, name) is getattr(named_axes, name) for name in nx.__all__)

@@ -259,6 +259,11 @@ ROWS = {
         "one axis is needed",
         lambda: nx.argmax(x(), ("embed", "batch")),
     ),
+    "named initial": Row(
+        lambda: x().sum("batch", initial=nx.ones({"embed": 3})),
+        ValueError,
+        "sum with a named initial: axis='batch' is a name",
+    ),
     "take name": Row(
         lambda: half().take(0, axis="embd"), ValueError, "takes positions. Did you mean 'embed'"
     ),

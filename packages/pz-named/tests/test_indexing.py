@@ -82,6 +82,8 @@ def test_modes_are_explicit():
     assert float(x.at[{"a": 7}].get(mode="fill", fill_value=-1.0)) == -1.0
     np.testing.assert_array_equal(x.at[{"a": 7}].set(9.0, mode="drop").unwrap("a"), [0, 1, 2])
     np.testing.assert_array_equal(x.at[{"a": 7}].set(9.0, mode="clip").unwrap("a"), [0, 1, 9])
+    both = nx.zeros({"a": 3, "b": 2}).at[{"a": 7, "b": jnp.array([0, 9])}].get(mode="clip")
+    assert both.positional_shape == (2,)
     assert float(jax.jit(lambda v, i: v[{"a": i}])(x, 7)) == 2.0  # traced: JAX clamps
 
 

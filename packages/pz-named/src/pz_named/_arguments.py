@@ -28,6 +28,8 @@ def require_named(what: str, x: Any) -> Layout:
 def names_in(what: str, x: Any, axis: Any) -> tuple[AxisName, ...]:
     """The names that `axis` lists: one name, a tuple or list of names, or None for all.
 
+    A tuple that is itself a name of the array is that one name.
+
     Raises:
       TypeError: When `x` is no named array.
       ValueError: For a position, an unknown or a repeated name.
@@ -35,6 +37,8 @@ def names_in(what: str, x: Any, axis: Any) -> tuple[AxisName, ...]:
     layout = require_named(what, x)
     if axis is None:
         return layout.names
+    if isinstance(axis, tuple) and axis in layout.names:
+        return (axis,)
     names = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     for name in names:
         if isinstance(name, int):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pz_named._cutting import cut_axes, cut_for
 from pz_named._layout import Layout, NamedLeaf, axis_positions, named_shape_text
 from pz_named._packing import as_jax, names_first, pack, transposed
 from pz_named.axis_names import AxisName
@@ -28,7 +29,6 @@ __all__ = [
     "arrays_in",
     "check_bounds",
     "check_index_names",
-    "cut_axes",
     "entries_by_name",
     "get_by_name",
     "get_by_position",
@@ -180,43 +180,6 @@ def _require_index(entry: Any) -> None:
         )
 
 
-class _Cut(NamedTuple):
-    """A static index of one axis: a range, and whether the axis is dropped."""
-
-    start: int
-    stop: int
-    step: int
-    drop: bool
-
-
-def _cut(entry: int | slice, size: int) -> _Cut:
-    if isinstance(entry, slice):
-        start, stop, step = entry.indices(size)
-        return _Cut(start, stop, step, False)
-    start = entry + size if entry < 0 else entry
-    return _Cut(start, start + 1, 1, True)
-
-
-def cut_axes(data: Any, cuts: Mapping[int, _Cut]) -> Any:
-    """`data` cut along the given data axes: one slice, and a reversal for negative steps."""
-    starts, limits, steps = [0] * data.ndim, list(data.shape), [1] * data.ndim
-    reverse = []
-    for axis, cut in cuts.items():
-        length = len(range(cut.start, cut.stop, cut.step))
-        first = cut.start if cut.step > 0 else cut.start + (length - 1) * cut.step
-        steps[axis] = abs(cut.step)
-        starts[axis] = first if length else 0
-        limits[axis] = first + (length - 1) * abs(cut.step) + 1 if length else 0
-        if cut.step < 0:
-            reverse.append(axis)
-    if starts != [0] * data.ndim or limits != list(data.shape) or steps != [1] * data.ndim:
-        data = lax.slice(data, starts, limits, None if set(steps) <= {1} else steps)
-    if reverse:
-        data = lax.rev(data, reverse)
-    dropped = [axis for axis, cut in cuts.items() if cut.drop]
-    return lax.squeeze(data, dropped) if dropped else data
-
-
 def _is_static(entry: Any) -> bool:
     return entry is None or isinstance(entry, (int, slice))
 
@@ -233,7 +196,7 @@ def get_by_position(x: NamedLeaf, indexer: Any, options: dict[str, Any]) -> Name
 def _get_static_positions(x: NamedLeaf, layout: Layout, entries: Sequence[Any]) -> NamedArrayBase:
     indexed = [entry for entry in entries if entry is not None]
     cuts = {
-        axis: _cut(entry, layout.shape[axis])
+        axis: cut_for(entry, layout.shape[axis])
         for axis, entry in zip(layout.logical_axes, indexed, strict=True)
     }
     data = cut_axes(as_jax(x.data_array), cuts)
@@ -344,7 +307,12 @@ def get_by_name(
     arrays = [name for name, index in entries.removed.items() if not _is_static(index)]
     if not arrays and not options:
         return _get_static_names(x, layout, entries)
-    if len(arrays) == 1 and not _shares_names(entries.removed[arrays[0]], layout, arrays[0]):
+    others_are_in_range = len(entries.removed) == 1 or not options
+    if (
+        len(arrays) == 1
+        and others_are_in_range
+        and not _shares_names(entries.removed[arrays[0]], layout, arrays[0])
+    ):
         return _get_one_array(x, entries, arrays[0], options)
     positional = x.untag_prefix(*entries.sliced, *entries.removed)
     index = (None,) * len(entries.introduced), entries.sliced.values(), entries.removed.values()
@@ -410,7 +378,7 @@ def check_index_names(entries: EntriesByName) -> None:
 def _get_static_names(x: NamedLeaf, layout: Layout, entries: EntriesByName) -> NamedArrayBase:
     axis_of = dict(zip(layout.names, layout.name_axes, strict=True))
     cuts = {
-        axis_of[name]: _cut(
+        axis_of[name]: cut_for(
             operator.index(index) if not isinstance(index, slice) else index,
             layout.shape[axis_of[name]],
         )

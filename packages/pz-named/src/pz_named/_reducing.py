@@ -34,13 +34,19 @@ def _is_position(entry: object) -> bool:
     return isinstance(entry, (int, np.integer))
 
 
-def axis_names_in(axis: Any) -> tuple[AxisName, ...] | None:
+def axis_names_in(axis: Any, x: NamedLeaf) -> tuple[AxisName, ...] | None:
     """The names that `axis` lists, or None when it means positions (integers, None, nothing).
 
-    A string or another hashable that is no tuple is one name; a tuple or list lists several.
+    A tuple or list lists several names, unless a tuple is itself a name of `x`; anything else is
+    one name.
+
+    Raises:
+      ValueError: When names and positions are mixed.
     """
     if axis is None or _is_position(axis):
         return None
+    if isinstance(axis, tuple) and axis in x._layout().names:
+        return (axis,)
     entries = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     if all(_is_position(entry) for entry in entries):
         return None
@@ -59,7 +65,7 @@ def require_positions(method: str, x: NamedLeaf, *axes: Any) -> None:
       ValueError: When an entry of `axes` is, or lists, a name.
     """
     for axis in axes:
-        names = axis_names_in(axis)
+        names = axis_names_in(axis, x)
         if names:
             raise ValueError(
                 f"{method}: axis={axis!r} is a name, but this method takes positions. "
@@ -143,7 +149,7 @@ def reduce_positions(
     Returns:
       The reduced array, names first.
     """
-    names = axis_names_in(axis)
+    names = axis_names_in(axis, x)
     if names is not None:
         return reduce_names(what, fun, x, names, keepdims=keepdims, where=where, options=options)
     options = dict(options or {})

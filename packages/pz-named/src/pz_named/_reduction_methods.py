@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pz_named._layout import NamedLeaf
 from pz_named._lifted_methods import lift_method
-from pz_named._reducing import along_names, axis_names_in, reduce_positions
+from pz_named._reducing import along_names, axis_names_in, reduce_positions, require_positions
 
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
@@ -30,9 +30,9 @@ def _has_named(*values: Any) -> bool:
     return any(isinstance(value, NamedLeaf) for value in values)
 
 
-def _one_name(method: str, axis: Any) -> Any:
+def _one_name(method: str, x: NamedLeaf, axis: Any) -> Any:
     """The name in `axis` (None when it is a position); several are refused."""
-    names = axis_names_in(axis)
+    names = axis_names_in(axis, x)
     if names is None:
         return None
     if len(names) != 1:
@@ -78,6 +78,7 @@ class ReductionMethods(NamedLeaf):
         """Largest value; see `jax.Array.max`."""
         options = _given(initial=initial, out=out)
         if _has_named(initial):
+            require_positions("max with a named initial", self, axis)
             return lift_method("max", self, axis=axis, keepdims=keepdims, where=where, **options)
         return reduce_positions(
             "max", jnp.max, self, axis, keepdims=keepdims, where=where, options=options
@@ -94,6 +95,7 @@ class ReductionMethods(NamedLeaf):
         """Smallest value; see `jax.Array.min`."""
         options = _given(initial=initial, out=out)
         if _has_named(initial):
+            require_positions("min with a named initial", self, axis)
             return lift_method("min", self, axis=axis, keepdims=keepdims, where=where, **options)
         return reduce_positions(
             "min", jnp.min, self, axis, keepdims=keepdims, where=where, options=options
@@ -112,6 +114,7 @@ class ReductionMethods(NamedLeaf):
         """Sum; see `jax.Array.sum`."""
         options = _given(dtype=dtype, initial=initial, promote_integers=promote_integers, out=out)
         if _has_named(initial):
+            require_positions("sum with a named initial", self, axis)
             return lift_method("sum", self, axis=axis, keepdims=keepdims, where=where, **options)
         return reduce_positions(
             "sum", jnp.sum, self, axis, keepdims=keepdims, where=where, options=options
@@ -130,6 +133,7 @@ class ReductionMethods(NamedLeaf):
         """Product; see `jax.Array.prod`."""
         options = _given(dtype=dtype, initial=initial, promote_integers=promote_integers, out=out)
         if _has_named(initial):
+            require_positions("prod with a named initial", self, axis)
             return lift_method("prod", self, axis=axis, keepdims=keepdims, where=where, **options)
         return reduce_positions(
             "prod", jnp.prod, self, axis, keepdims=keepdims, where=where, options=options
@@ -209,7 +213,7 @@ class ReductionMethods(NamedLeaf):
         self, axis: Any = None, out: None = None, keepdims: bool | None = None
     ) -> NamedArrayBase:
         """Position of the largest value; see `jax.Array.argmax`."""
-        name = _one_name("argmax", axis)
+        name = _one_name("argmax", self, axis)
         if name is None:
             return lift_method("argmax", self, axis=axis, out=out, keepdims=keepdims)
         if keepdims:
@@ -220,7 +224,7 @@ class ReductionMethods(NamedLeaf):
         self, axis: Any = None, out: None = None, keepdims: bool | None = None
     ) -> NamedArrayBase:
         """Position of the smallest value; see `jax.Array.argmin`."""
-        name = _one_name("argmin", axis)
+        name = _one_name("argmin", self, axis)
         if name is None:
             return lift_method("argmin", self, axis=axis, out=out, keepdims=keepdims)
         if keepdims:
@@ -229,14 +233,14 @@ class ReductionMethods(NamedLeaf):
 
     def cumsum(self, axis: Any = None, dtype: Any = None, out: None = None) -> NamedArrayBase:
         """Running sum; see `jax.Array.cumsum`."""
-        name = _one_name("cumsum", axis)
+        name = _one_name("cumsum", self, axis)
         if name is None:
             return lift_method("cumsum", self, axis=axis, dtype=dtype, out=out)
         return along_names("cumsum", jnp.cumsum, self, name, **_given(dtype=dtype))
 
     def cumprod(self, axis: Any = None, dtype: Any = None, out: None = None) -> NamedArrayBase:
         """Running product; see `jax.Array.cumprod`."""
-        name = _one_name("cumprod", axis)
+        name = _one_name("cumprod", self, axis)
         if name is None:
             return lift_method("cumprod", self, axis=axis, dtype=dtype, out=out)
         return along_names("cumprod", jnp.cumprod, self, name, **_given(dtype=dtype))
@@ -251,7 +255,7 @@ class ReductionMethods(NamedLeaf):
         descending: bool = False,
     ) -> NamedArrayBase:
         """Sorted values; see `jax.Array.sort`."""
-        name = _one_name("sort", axis)
+        name = _one_name("sort", self, axis)
         options: dict[str, Any] = {"stable": stable, "descending": descending}
         if name is None:
             return lift_method("sort", self, axis, kind=kind, order=order, **options)
@@ -267,7 +271,7 @@ class ReductionMethods(NamedLeaf):
         descending: bool = False,
     ) -> NamedArrayBase:
         """Positions that sort the values; see `jax.Array.argsort`."""
-        name = _one_name("argsort", axis)
+        name = _one_name("argsort", self, axis)
         options: dict[str, Any] = {"stable": stable, "descending": descending}
         if name is None:
             return lift_method("argsort", self, axis, kind=kind, order=order, **options)

@@ -13,7 +13,9 @@ batch, head or layer axis around it. `untag` makes names positional, `tag` names
     {'batch': 2, 'feature': 3}
 
 There are two representations. A `NamedArray` keeps positional axes first and names after them; a
-`NamedArrayView` refers to data of any layout, so that `untag` and `tag` never move data.
+`NamedArrayView` refers to data of any layout, so that `untag` and `tag` never move data. The base
+class makes both and so shares this module, which is longer than others for it; what operations do
+stands in the mixins.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class NamedArrayBase(NamedOperators, ReductionMethods, ArrayMethods, NamingMetho
             raise ValueError(
                 f"tag: one name per positional axis is needed; positional_shape="
                 f"{self._layout().positional_shape}, names={names!r}. Use tag_prefix to name only "
-                "the first axes, or untag nothing that you do not name again."
+                "the first axes."
             )
         return self._tagged("tag", names).with_positional_prefix()
 

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pz_named._layout import Layout, NamedLeaf, ordered_union
-from pz_named._packing import is_named, pack, transposed
+from pz_named._packing import ResultForm, is_named, transposed
 from pz_named.axis_names import AxisName, TmpPosAxisMarker
 
 __all__ = ["nmap"]
@@ -40,6 +39,7 @@ class _Level(NamedTuple):
 
 class _Plan(NamedTuple):
     levels: tuple[_Level, ...]
+    result: ResultForm
     orders: tuple[tuple[int, ...], ...]  # how to bring what is left into logical order
 
 
@@ -65,7 +65,7 @@ def _plan(layouts: tuple[Layout, ...]) -> _Plan | None:
         tuple(axes.index(axis) for axis in layout.logical_axes)
         for axes, layout in zip(remaining, layouts, strict=True)
     )
-    return _Plan(tuple(levels), orders)
+    return _Plan(tuple(levels), ResultForm(union), orders)
 
 
 def _describe(fun: Callable[..., Any]) -> str:
@@ -149,11 +149,8 @@ def _call_lifted(fun: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = None if isinstance(level.name, TmpPosAxisMarker) else level.name
         call = jax.vmap(call, level.in_axes, 0, axis_name=name, axis_size=level.size)
     datas = [leaves[i].data_array for i in where]
-    names = [level.name for level in plan.levels]
     outputs = call(*datas)
-    return jax.tree_util.tree_unflatten(
-        structure, [pack(o if hasattr(o, "shape") else np.asarray(o), names) for o in outputs]
-    )
+    return jax.tree_util.tree_unflatten(structure, [plan.result.pack(output) for output in outputs])
 
 
 def nmap(fun: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,6 +53,8 @@ from pz_named.ordering import roll as roll
 from pz_named.ordering import sort as sort
 from pz_named.ordering import split as split
 from pz_named.ordering import tile as tile
+from pz_named.quantiles import median as median
+from pz_named.quantiles import quantile as quantile
 from pz_named.rearrangement import expand as expand
 from pz_named.rearrangement import merge_axes as merge_axes
 from pz_named.rearrangement import rearrange as rearrange
@@ -69,10 +71,8 @@ from pz_named.reductions import cumsum as cumsum
 from pz_named.reductions import logsumexp as logsumexp
 from pz_named.reductions import max as max
 from pz_named.reductions import mean as mean
-from pz_named.reductions import median as median
 from pz_named.reductions import min as min
 from pz_named.reductions import prod as prod
-from pz_named.reductions import quantile as quantile
 from pz_named.reductions import std as std
 from pz_named.reductions import sum as sum
 from pz_named.reductions import var as var

@@ -1,5 +1,7 @@
 """Reductions and cumulations by axis name.
 
+Longer than other modules since each reduction states its whole contract, with an example.
+
 `axis` is a name or several; None means all names. Positional axes stay, as `nmap` would leave them.
 A mask `where=` is matched by name and may have fewer, or more, names than the array.
 
@@ -12,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,11 +22,9 @@ import jax.numpy as jnp
 
 from pz_named._aligned import apply_elementwise
 from pz_named._arguments import names_in, single_name
-from pz_named._layout import NamedLeaf
 from pz_named._packing import names_first, pack
 from pz_named._reducing import along_names, reduce_names
 from pz_named.axis_names import AxisName
-from pz_named.lifting import nmap
 
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
@@ -41,10 +40,8 @@ __all__ = [
     "logsumexp",
     "max",
     "mean",
-    "median",
     "min",
     "prod",
-    "quantile",
     "std",
     "sum",
     "var",
@@ -469,7 +466,9 @@ def _arg_extreme(
     names = names_in(what, x, axis)
     if where is not None:
         fill = jnp.asarray(unlikely, x.dtype)
-        x = apply_elementwise(jnp.where, where, x, fill)
+        x = apply_elementwise(
+            lambda value, other, mask: jnp.where(mask, value, other), x, fill, where
+        )
     rest = [name for name in x.named_shape if name not in names]
     data, layout = names_first(x, [*rest, *names])
     count = len(rest) + len(names)
@@ -497,94 +496,3 @@ def cumprod(x: NamedArrayBase, axis: AxisName, *, dtype: Any = None) -> NamedArr
         [1, 2, 6, 24]
     """
     return along_names("cumprod", jnp.cumprod, x, single_name("cumprod", x, axis), dtype=dtype)
-
-
-def median(
-    x: NamedArrayBase, axis: Axes = None, *, where: Any = None, keepdims: bool = False
-) -> NamedArrayBase:
-    """The median over names: `quantile(x, 0.5, axis)`.
-
-    Example:
-        >>> import pz_named as nx
-        >>> nx.median(nx.wrap([3.0, 1.0, 7.0], "row"), "row").unwrap().item()
-        3.0
-    """
-    return quantile(x, 0.5, axis, where=where, keepdims=keepdims)
-
-
-def quantile(
-    x: NamedArrayBase,
-    q: Any,
-    axis: Axes = None,
-    *,
-    where: Any = None,
-    keepdims: bool = False,
-) -> NamedArrayBase:
-    """A quantile over names, linearly interpolated.
-
-    Args:
-      x: The array; NaN anywhere gives NaN.
-      q: Which quantile, from 0 to 1: a number, a named array (its names are matched), or an array
-        (its axes become the first positional axes of the result).
-      axis: Names to reduce; None for all.
-      where: What counts, a mask matched by name; NaN where nothing counts.
-      keepdims: Whether reduced names stay, with size 1.
-
-    Returns:
-      The array without those names.
-
-    Raises:
-      ValueError: For an unknown name.
-
-    Example:
-        >>> import pz_named as nx
-        >>> nx.quantile(nx.wrap([0.0, 1.0, 5.0], "row"), 0.25, "row").unwrap().item()
-        0.5
-    """
-    names = names_in("quantile", x, axis)
-    count = len(names)
-    flat = functools.partial(_quantile, count=count)
-    values = x.untag_prefix(*names)
-    if where is not None:
-        mask: Any = where if isinstance(where, NamedLeaf) else pack(jnp.asarray(where), ())
-        rank = len(x.positional_shape)
-        missing = {name: None for name in names if name not in mask.named_shape}
-        padded = mask[(None,) * (rank - len(mask.positional_shape)) + (...,)][missing]
-        result = nmap(flat)(values, q, padded.untag_prefix(*names))
-    else:
-        result = nmap(flat)(values, q)
-    return _with_size_one(result, x, names) if keepdims else result
-
-
-def _with_size_one(result: Any, x: NamedArrayBase, names: Any) -> NamedArrayBase:
-    order = [name for name in x.named_shape if name in result.named_shape or name in names]
-    extra = [name for name in result.named_shape if name not in order]
-    wide = result[{name: None for name in names}]
-    return pack(names_first(wide, [*order, *extra])[0], [*order, *extra])
-
-
-def _quantile(values: Any, q: Any, mask: Any = None, *, count: int) -> Any:
-    """The quantile over the first `count` axes, of the values that the mask marks."""
-    values = jnp.asarray(values)
-    if not jnp.issubdtype(values.dtype, jnp.inexact):
-        values = values.astype(jnp.result_type(float))
-    rest = values.shape[count:]
-    if mask is None:
-        return jnp.quantile(values.reshape((-1, *rest)), q, axis=0)
-    mask = jnp.broadcast_to(mask, values.shape).reshape((-1, *rest))
-    values = values.reshape((-1, *rest))
-    has_nan = jnp.any(jnp.isnan(values) & mask, axis=0)
-    ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0)
-    total = jnp.sum(mask, axis=0)
-    position = jnp.asarray(q)[(...,) + (None,) * len(rest)] * jnp.maximum(total - 1, 0)
-    below = jnp.floor(position).astype(int)
-    above = jnp.minimum(below + 1, jnp.maximum(total - 1, 0))
-    weight = (position - below).astype(values.dtype)
-
-    def at(index: Any) -> Any:
-        flat = index.reshape((-1, *rest))
-        return jnp.take_along_axis(ordered, flat, axis=0).reshape(index.shape)
-
-    low, high = at(below), at(above)
-    result = jnp.where(weight == 0, low, low * (1 - weight) + high * weight)
-    return jnp.where((total == 0) | has_nan, jnp.nan, result)
