@@ -55,6 +55,9 @@ PZ_LAZY_NAMES = {
     "treescope.dataclass_util": ["dataclass_from_attributes", "init_takes_fields"],
     "pz_named.syntactic_sugar": ["slice"],
     "pz_viz.compatibility": ["disable_interactive_context", "enable_interactive_context", "show"],
+    "pz_viz.pages": ["report", "to_html"],
+    "pz_viz.diffs": ["show_diff"],
+    "pz_viz.summaries": ["summary"],
 }
 EAGER = {"penzai.models.transformer", "penzai.models.transformer.variants"}
 

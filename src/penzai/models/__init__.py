@@ -5,5 +5,6 @@ from pz_models import Generation as Generation
 from pz_models import PromptError as PromptError
 from pz_models import Tokenizer as Tokenizer
 from pz_models import UnsupportedConfigError as UnsupportedConfigError
+from pz_models import from_huggingface as from_huggingface
 from pz_models import generate as generate
 from pz_models import load as load

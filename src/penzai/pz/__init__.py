@@ -68,6 +68,10 @@ if TYPE_CHECKING:
     from pz_viz.compatibility import disable_interactive_context as disable_interactive_context
     from pz_viz.compatibility import enable_interactive_context as enable_interactive_context
     from pz_viz.compatibility import show as show
+    from pz_viz.diffs import show_diff as show_diff
+    from pz_viz.pages import report as report
+    from pz_viz.pages import to_html as to_html
+    from pz_viz.summaries import summary as summary
 
     chk = _shapecheck
     nx = _named_axes
@@ -83,8 +87,12 @@ else:
             "init_takes_fields": "treescope.dataclass_util:init_takes_fields",
             "nn": "penzai.pz.nn",
             "nx": "pz_named.named_axes",
+            "report": "pz_viz.pages:report",
             "show": "pz_viz.compatibility:show",
+            "show_diff": "pz_viz.diffs:show_diff",
             "slice": "pz_named.syntactic_sugar:slice",
+            "summary": "pz_viz.summaries:summary",
+            "to_html": "pz_viz.pages:to_html",
             "ts": "penzai.pz.ts",
         },
     )
@@ -138,10 +146,14 @@ __all__ = [
     "patch",
     "pretty_keystr",
     "pytree_dataclass",
+    "report",
     "scoped_auto_state_var_labels",
     "select",
     "show",
+    "show_diff",
     "slice",
+    "summary",
+    "to_html",
     "ts",
     "unbind_parameters",
     "unbind_params",

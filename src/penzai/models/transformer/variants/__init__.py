@@ -2,3 +2,6 @@
 
 from penzai.models.transformer.variants import llama as llama
 from penzai.models.transformer.variants import llamalike_common as llamalike_common
+from penzai.models.transformer.variants import mistral as mistral
+from penzai.models.transformer.variants import qwen2 as qwen2
+from penzai.models.transformer.variants import qwen3 as qwen3

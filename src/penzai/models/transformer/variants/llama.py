@@ -4,5 +4,8 @@ import sys as _sys
 
 import pz_models.transformer.variants.llama as _real
 from pz_models.transformer.variants.llama import FAMILY as FAMILY
+from pz_models.transformer.variants.llama import (
+    llama_from_huggingface_model as llama_from_huggingface_model,
+)
 
 _sys.modules[__name__] = _real
