@@ -298,6 +298,11 @@ class _VariableJit:
         self.write_back(call, updates)
         return result
 
+    def clear_cache(self) -> None:
+        """Forgets what was compiled."""
+        self.layouts.clear()
+        cast(Any, self.jitted).clear_cache()
+
     def _explain_bad_argument(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], exc: TypeError
     ) -> None:
@@ -434,9 +439,7 @@ def variable_jit(
 
         wrapper.__name__ = behind.name
         wrapper.__doc__ = f"Jitted version of `{behind.name}`.\n\n{fun.__doc__ or ''}"
-        vars(wrapper).update(
-            lower=lower, trace=trace, clear_cache=cast(Any, behind.jitted).clear_cache
-        )
+        vars(wrapper).update(lower=lower, trace=trace, clear_cache=behind.clear_cache)
         return wrapper
 
     return wrap if fun is None else wrap(fun)

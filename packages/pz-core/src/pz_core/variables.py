@@ -25,7 +25,7 @@ import contextlib
 import contextvars
 import dataclasses
 import itertools
-import secrets
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -167,7 +167,7 @@ class ScopedStateVarLabel(AutoOrderedAcrossTypes):
 
 # A random start keeps labels apart from those that come back in a pickle of another process.
 # `next` on a count is one step of the interpreter, so threads never draw the same number.
-_AUTO_LABELS = itertools.count(secrets.randbits(40) << 20)
+_AUTO_LABELS = itertools.count(int.from_bytes(os.urandom(5)) << 20)
 
 
 @dataclasses.dataclass(frozen=True)
