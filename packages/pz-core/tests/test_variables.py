@@ -98,18 +98,19 @@ class TestThreeRoles:
         assert float(variable.value) == 5.0
 
     def test_snapshots_are_immune_to_later_changes(self, variable_type, value_type, slot_type):
-        metadata = {"m": 1}
+        metadata = {"m": 1, "nested": {"axes": [1]}}
         variable = variable_type(label="v", value={"a": [1.0]}, metadata=metadata)
         assert variable.metadata is metadata
         frozen = variable.freeze()
         variable.value["a"].append(2.0)
         variable.metadata["m"] = 2
+        variable.metadata["nested"]["axes"].append(2)
         assert len(frozen.value["a"]) == 1
-        assert frozen.metadata == {"m": 1}
+        assert frozen.metadata == {"m": 1, "nested": {"axes": [1]}}
         thawed = frozen.unfreeze_as_copy()
-        thawed.metadata["m"] = 3
+        thawed.metadata["nested"]["axes"].append(3)
         thawed.value["a"].append(3.0)
-        assert frozen.metadata == {"m": 1}
+        assert frozen.metadata == {"m": 1, "nested": {"axes": [1]}}
         assert len(frozen.value["a"]) == 1
         assert all(isinstance(x, jax.Array) for x in variable.freeze().value["a"])
 

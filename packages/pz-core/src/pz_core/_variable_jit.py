@@ -33,8 +33,9 @@ from pz_core._variable_lifting import (
     write_back,
 )
 from pz_core._variable_scope import check_scope, current_scope
+from pz_core._variable_values import as_arrays, fresh_containers
 from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue
-from pz_core.labeled_variables import LabeledVariable, as_arrays
+from pz_core.labeled_variables import LabeledVariable
 from pz_core.variable_binding import unbind_variables
 
 __all__ = ["variable_jit"]
@@ -89,7 +90,7 @@ def _kept_signature(signature: Any) -> Any:
     """Returns a signature that later edits of the metadata do not reach."""
     if isinstance(signature, tuple):
         kind, label, metadata, *rest = signature
-        return (kind, label, dict(metadata), *rest)
+        return (kind, label, fresh_containers(metadata), *rest)
     return signature
 
 
@@ -98,7 +99,7 @@ def _put_together(signature: Any, leaves: Iterable[Any]) -> AbstractVariableValu
     if isinstance(signature, tuple):
         kind, label, metadata, *rest = signature
         value = rest[0].unflatten(leaves) if rest else next(iter(leaves))
-        made = vars(kind)["_plain_value_type"](label, value, dict(metadata))
+        made = vars(kind)["_plain_value_type"](label, value, fresh_containers(metadata))
     else:
         made = signature.unflatten(leaves)
     return cast(AbstractVariableValue, made)

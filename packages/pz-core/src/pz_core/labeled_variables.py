@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Hashable
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-import jax
-import jax.numpy as jnp
-
 from pz_core import _text
-from pz_core._text import describe_type
 from pz_core._variable_scope import check_scope, current_scope
+from pz_core._variable_values import as_arrays, fresh_containers
 from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue, VariableLabel
 from pz_core.struct import pytree_dataclass
 
 __all__ = ["LabeledVariable", "LabeledVariableValue"]
 
 T = TypeVar("T")
-
-
-def _leaf_as_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-
-
-def as_arrays(label: Hashable, value: Any) -> Any:
-    """Returns the tree in fresh containers, with every leaf as a JAX array."""
-    if isinstance(value, jax.Array):
-        return value
-    try:
-        return jax.tree.map(_leaf_as_array, value)
-    except (TypeError, ValueError) as exc:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            try:
-                _leaf_as_array(leaf)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"The value of the variable labelled {label!r} must be a pytree of arrays and "
-                    f"numbers; value{jax.tree_util.keystr(path)} is a {describe_type(leaf)}. Keep "
-                    f"what is no array in the metadata, or in a static field."
-                ) from exc
-        raise
 
 
 class LabeledVariable(AbstractVariable, Generic[T], abc.ABC):
@@ -109,7 +82,7 @@ class LabeledVariable(AbstractVariable, Generic[T], abc.ABC):
         return {
             "label": self.label,
             "value": as_arrays(self.label, self.value),
-            "metadata": dict(self.metadata),
+            "metadata": fresh_containers(self.metadata),
         }
 
     def _fields_for_text(self) -> list[tuple[str, Any]]:
@@ -141,4 +114,8 @@ class LabeledVariableValue(AbstractVariableValue, Generic[T], abc.ABC):
     )
 
     def _variable_arguments(self) -> dict[str, Any]:
-        return {"label": self.label, "value": self.value, "metadata": dict(self.metadata)}
+        return {
+            "label": self.label,
+            "value": self.value,
+            "metadata": fresh_containers(self.metadata),
+        }

@@ -515,7 +515,8 @@ class Selection(Struct, Generic[T]):
         Args:
           accessor_fn: Takes a copy of the node in which leaves and childless nodes are placeholders,
             and returns a node of it; for example `lambda model: model.body.sublayers[0]`. It may be
-            called more than once.
+            called more than once. Nodes are recognised by `isinstance`: structs of the copy may be
+            instances of a subclass.
           multiple: Whether it returns an iterable of nodes.
 
         Returns:
