@@ -288,6 +288,52 @@ def test_defining_custom_layer_logic():
     assert layer.kernel.label == "simple.kernel"
 
 
+# --------------------------------------------------------------------- Loading Pretrained Models
+
+
+def saved_and_loaded(hf_class, config_class, folder):
+    """Saves a small model with random weights; returns what `from_pretrained` makes of it."""
+    config = config_class(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    hf_class(config).save_pretrained(folder)
+    return hf_class.from_pretrained(folder)
+
+
+def assert_computes_the_same(pz_model, hf_model):
+    torch = pytest.importorskip("torch")
+    ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = hf_model(torch.tensor(ids)).logits.numpy()
+    logits = run(pz_model, pz.nx.wrap(ids, "batch", "seq"), token_positions=token_positions)
+    np.testing.assert_allclose(
+        logits.unwrap("batch", "seq", "vocabulary"), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.torch
+def test_loading_llama(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    hf_model = saved_and_loaded(transformers.LlamaForCausalLM, transformers.LlamaConfig, tmp_path)
+    pz_model = variants.llama.llama_from_huggingface_model(hf_model)
+    assert_computes_the_same(pz_model, hf_model)
+
+
+@pytest.mark.torch
+def test_loading_mistral(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    hf_model = saved_and_loaded(
+        transformers.MistralForCausalLM, transformers.MistralConfig, tmp_path
+    )
+    pz_model = variants.mistral.mistral_from_huggingface_model(hf_model)
+    assert_computes_the_same(pz_model, hf_model)
+
+
 # --------------------------------------------------------------------- Using Models and Variables
 
 
