@@ -7,6 +7,7 @@ overhead, which large ones would hide.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -22,7 +23,10 @@ import pz_named as nx
 
 __all__ = ["PROGRAMS"]
 
-HAS_UPSTREAM = importlib.util.find_spec("penzai.core.named_axes") is not None
+# Our own umbrella has upstream's module paths too, but no code of upstream's.
+HAS_UPSTREAM = importlib.util.find_spec("penzai") is not None and (
+    importlib.metadata.version("penzai").startswith("0.2.")
+)
 HAS_HALIAX = importlib.util.find_spec("haliax") is not None
 SIZES = {"group": 4, "head": 5, "embed": 6}
 Contenders = dict[str, Callable[[], Any]]

@@ -136,6 +136,21 @@ def test_an_eager_scan_compiles_once():
     assert len(traces) <= 2  # jax traces a body once, or twice to settle weak types
 
 
+def test_an_eager_map_traces_once():
+    traces = []
+
+    def double(v):
+        traces.append(None)
+        return v * 2
+
+    x = make("a", "b")
+    counts = []
+    for _ in range(3):
+        nx.map(double, "b", x)
+        counts.append(len(traces))
+    assert counts[0] == counts[2]
+
+
 def test_a_dynamic_update_is_no_scatter():
     cache, new = nx.zeros({"batch": 2, "token": 8, "head": 3}), nx.ones({"head": 3, "batch": 2})
 

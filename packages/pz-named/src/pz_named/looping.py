@@ -45,32 +45,41 @@ def order_like(value_tree: Any, reference_tree: Any) -> Any:
     return jax.tree_util.tree_map(fix, value_tree, reference_tree, is_leaf=is_namedarray)
 
 
-# JAX caches the trace of a scan by its body function, so each user function keeps one body while
-# it lives; a new one per call would compile every eager scan again.
-_bodies: weakref.WeakKeyDictionary[Any, dict[AxisName, Callable[..., Any]]] = (
-    weakref.WeakKeyDictionary()
-)
+# JAX caches the trace of a loop by its body function, so each user function keeps one body per kind
+# of loop while it lives; a new one per call would compile every eager loop again.
+_bodies: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
-def _body_for(f: Callable[..., Any], axis: AxisName) -> Callable[..., Any]:
+def _body_for(
+    make: Callable[[Callable[[], Any], AxisName], Callable[..., Any]],
+    f: Callable[..., Any],
+    axis: AxisName,
+) -> Callable[..., Any]:
     try:
         bodies = _bodies.setdefault(f, {})
         reference: Callable[[], Any] = weakref.ref(f)
     except TypeError:  # neither hashable nor weakly referable: no cache then
-        return _make_body(lambda: f, axis)
-    if axis not in bodies:
-        bodies[axis] = _make_body(reference, axis)
-    return bodies[axis]
+        return make(lambda: f, axis)
+    if (make, axis) not in bodies:
+        bodies[make, axis] = make(reference, axis)
+    return bodies[make, axis]
 
 
-def _make_body(reference: Callable[[], Any], axis: AxisName) -> Callable[..., Any]:
+def _scan_body(reference: Callable[[], Any], axis: AxisName) -> Callable[..., Any]:
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         new_carry, ys = reference()(carry, xs)
-        return order_like(new_carry, carry), jax.tree_util.tree_map(
-            lambda y: _output("scan", y, axis), ys, is_leaf=is_namedarray
-        )
+        return order_like(new_carry, carry), _outputs("scan", ys, axis)
 
     return body
+
+
+def _map_body(reference: Callable[[], Any], axis: AxisName) -> Callable[..., Any]:
+    return lambda _, slices: (None, _outputs("map", reference()(slices), axis))
+
+
+def _outputs(what: str, ys: Any, axis: AxisName) -> Any:
+    """The outputs of a loop's body as named arrays with positional axes first."""
+    return jax.tree_util.tree_map(lambda y: _output(what, y, axis), ys, is_leaf=is_namedarray)
 
 
 def _output(what: str, y: Any, axis: AxisName) -> Any:
@@ -108,7 +117,7 @@ def scan(
       ValueError: When a leaf of `xs` is not named or lacks `axis`, or an output has it.
     """
     leading = _axis_leading("scan", xs, axis)
-    carry, ys = jax.lax.scan(_body_for(f, axis), init, leading, **scan_kwargs)
+    carry, ys = jax.lax.scan(_body_for(_scan_body, f, axis), init, leading, **scan_kwargs)
     return carry, _axis_named(ys, axis)
 
 
@@ -195,13 +204,12 @@ def map(f: Callable[[Any], Any], axis: AxisName, xs: Any, *, batch_size: int | N
         [0, 2, 4]
     """
 
-    def one(slices: Any) -> Any:
-        return jax.tree_util.tree_map(
-            lambda y: _output("map", y, axis), f(slices), is_leaf=is_namedarray
-        )
-
     leading = _axis_leading("map", xs, axis)
-    return _axis_named(jax.lax.map(one, leading, batch_size=batch_size), axis)
+    if batch_size is None:  # jax.lax.map would compile again at each eager call
+        _, ys = jax.lax.scan(_body_for(_map_body, f, axis), None, leading)
+        return _axis_named(ys, axis)
+    ys = jax.lax.map(lambda v: _outputs("map", f(v), axis), leading, batch_size=batch_size)
+    return _axis_named(ys, axis)
 
 
 def vmap_over(
@@ -248,11 +256,7 @@ def vmap_over(
                 for i, value in zip(where, slices, strict=True):
                     filled[i] = value
                 inner_args, inner_kwargs = jax.tree_util.tree_unflatten(treedef, filled)
-                return jax.tree_util.tree_map(
-                    lambda y: _output("vmap_over", y, axis),
-                    fun(*inner_args, **inner_kwargs),
-                    is_leaf=is_namedarray,
-                )
+                return _outputs("vmap_over", fun(*inner_args, **inner_kwargs), axis)
 
             name = None if isinstance(axis, TmpPosAxisMarker) else axis
             vectorised = jax.vmap(on_slices, axis_name=name, spmd_axis_name=spmd_axis_name)
