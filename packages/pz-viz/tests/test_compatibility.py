@@ -67,6 +67,7 @@ SESSION = textwrap.dedent(
     assert len(data["text/plain"]) < 500
     data, _ = shell.display_formatter.format(pz_viz.effect_view([[1.0]]))
     assert data["text/html"].startswith("<iframe")
+    shell.run_line_magic("load_ext", "pz_viz")
     compatibility.basic_interactive_setup(autovisualize_arrays=True)
     assert treescope.active_autovisualizer.get() is not None
 

@@ -5,6 +5,7 @@ from pz_viz.aliases import add_public_names as add_public_names
 from pz_viz.attention import attention_view as attention_view
 from pz_viz.compatibility import basic_interactive_setup as basic_interactive_setup
 from pz_viz.compatibility import display as display
+from pz_viz.compatibility import load_ipython_extension as load_ipython_extension
 from pz_viz.compatibility import register_as_default as register_as_default
 from pz_viz.compatibility import show as show
 from pz_viz.diffs import show_diff as show_diff
@@ -39,6 +40,7 @@ __all__ = [
     "effect_view",
     "folding",
     "install",
+    "load_ipython_extension",
     "logit_lens_view",
     "register_as_default",
     "report",

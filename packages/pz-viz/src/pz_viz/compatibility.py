@@ -21,6 +21,7 @@ __all__ = [
     "display",
     "enable_interactive_context",
     "in_notebook",
+    "load_ipython_extension",
     "register_as_default",
     "show",
 ]
@@ -127,6 +128,12 @@ def basic_interactive_setup(autovisualize_arrays: bool = True, **options: Any) -
     treescope.basic_interactive_setup(autovisualize_arrays=autovisualize_arrays, **options)
     _short_text_for_arrays()
     treescope.active_renderer.set_globally(_extended_renderer())
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Sets a notebook up by `%load_ext pz_viz`; see `basic_interactive_setup`."""
+    del ipython
+    basic_interactive_setup(autovisualize_arrays=False)
 
 
 def enable_interactive_context() -> None:
