@@ -173,7 +173,6 @@ BAD_CONFIGS = [
     ({"mlp_variant": "reglu"}, "mlp_variant must be one of geglu_exact.*received 'reglu'"),
     ({"attention_type": [LOCAL] * 3}, "must divide.*3 types and 2 blocks"),
     ({"attention_type": [LOCAL, "global"]}, "must hold AttentionTypeGlobalCausal.*'global'"),
-    ({"attention_type": [LOCAL, GLOBAL], "use_layer_stack": True}, "not supported with use_layer"),
     ({"global_scale_factor": 0.5}, "0.5"),
 ]
 
@@ -202,6 +201,23 @@ def test_bad_tokens(key, value, error, message):
     model: TransformerLM = _build(key)
     with pytest.raises(error, match=message):
         model(value)
+
+
+MIXED = {
+    "everything": EVERYTHING | {"num_decoder_blocks": 4},
+    "no rotary positions in some": {"num_decoder_blocks": 4, "rope_layers": (True, False) * 2},
+    "no rotary positions at all": {"rope_layers": (False, False)},
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_blocks_that_differ_can_be_stacked(key, case):
+    tokens = nx.wrap(jnp.array([1, 2, 3, 4, 5]), "seq")
+    stacked = _build(key, **MIXED[case], use_layer_stack=True)
+    unstacked = tiny.rename_blocks(stacked)
+    np.testing.assert_allclose(
+        tiny.logits(stacked, tokens), tiny.logits(unstacked, tokens), atol=1e-4
+    )
 
 
 def test_stacked_agrees_with_unstacked_and_so_do_gradients(key, tokens):

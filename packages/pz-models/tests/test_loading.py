@@ -229,7 +229,7 @@ def test_nothing_at_the_path(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         load(tmp_path / "nothing.gguf")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"notes.txt.*expected a .gguf file"):
+    with pytest.raises(CheckpointError, match=r"notes.txt.*expected a folder with config.json"):
         load(tmp_path / "notes.txt")
 
 

@@ -5,6 +5,7 @@ from pz_models.errors import PromptError as PromptError
 from pz_models.errors import UnsupportedConfigError as UnsupportedConfigError
 from pz_models.generation import Generation as Generation
 from pz_models.generation import generate as generate
+from pz_models.huggingface import from_huggingface as from_huggingface
 from pz_models.loading import load as load
 from pz_models.tokenizer import Tokenizer as Tokenizer
 
@@ -14,6 +15,7 @@ __all__ = [
     "PromptError",
     "Tokenizer",
     "UnsupportedConfigError",
+    "from_huggingface",
     "generate",
     "load",
 ]

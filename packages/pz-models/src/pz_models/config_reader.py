@@ -97,6 +97,17 @@ class ConfigReader:
             )
         return value
 
+    def nullable(self, field: str, kind: type[T], default: T | None) -> T | None:
+        """The value of a field whose null means "off": `default` only where it is absent.
+
+        Raises:
+          UnsupportedConfigError: It is of another type.
+        """
+        if field in self._config and self._config[field] is None:
+            self._understood.add(field)
+            return None
+        return self.get(field, kind, default) if default is not None else self.get(field, kind)
+
     def positive(self, field: str, default: int | None = None) -> int:
         """An integer of at least 1.
 

@@ -17,20 +17,27 @@ import dataclasses
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pz_models._suggestions import near_misses
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
 from pz_models.parameter_plan import StoredParameter
-from pz_models.transformer.model_parts import TransformerLM
+
+if TYPE_CHECKING:
+    from pz_models.transformer.model_parts import TransformerLM
 
 __all__ = ["ENTRY_POINT_GROUP", "Family", "family_of", "known_families"]
 
 ENTRY_POINT_GROUP = "pz_models.families"
 
 _VARIANTS = "pz_models.transformer.variants"
-_BUILT_IN = {"llama": f"{_VARIANTS}.llama:FAMILY"}
+_LLAMALIKE = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+_BUILT_IN = {name: f"{_VARIANTS}.{name}:FAMILY" for name in _LLAMALIKE} | {
+    "gemma": f"{_VARIANTS}.gemma:GEMMA",
+    "gemma2": f"{_VARIANTS}.gemma:GEMMA_2",
+    "gemma3_text": f"{_VARIANTS}.gemma:GEMMA_3",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -22,9 +22,13 @@ from pz_models.checkpoints import Checkpoint
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import CheckpointError
 from pz_models.families import family_of
+from pz_models.gguf import GGUFCheckpoint
+from pz_models.huggingface_folder import HuggingFaceFolder
 from pz_models.parameter_plan import plan_reads
-from pz_models.transformer.model_parts import TransformerLM
 from pz_nn.parameters import assert_no_parameter_slots
+
+if TYPE_CHECKING:
+    from pz_models.transformer.model_parts import TransformerLM
 
 __all__ = ["load", "model_from_checkpoint"]
 
@@ -40,9 +44,10 @@ def load(
     """Loads a model from a file or folder.
 
     Args:
-      path: A `.gguf` file.
-      dtype: Dtype of parameters and activations; by default the file's (float32 for GGUF, whose
-        quantised weights are dequantised).
+      path: A HuggingFace folder (`config.json`, `model.safetensors` or shards with their index),
+        or a `.gguf` file.
+      dtype: Dtype of parameters and activations; by default that of most weights (float32 for
+        GGUF, whose quantised weights are dequantised).
       upcast_activations_to_float32: Whether activations are float32 whatever the parameters are.
       use_layer_stack: Whether the blocks become one `LayerStack`: compiles many times faster, and
         edits of one block need a mask over the axis "blocks".
@@ -71,11 +76,13 @@ def _open(path: pathlib.Path) -> Checkpoint:
             f"load: there is no file or folder {str(path)!r}"
             f" (looked in {pathlib.Path.cwd()!s} if it is relative)."
         )
+    if path.is_dir():
+        return HuggingFaceFolder(path)
     if path.suffix == ".gguf":
-        from pz_models.gguf import GGUFCheckpoint
-
         return GGUFCheckpoint(path)
-    raise CheckpointError(f"load: {path}: expected a .gguf file.")
+    raise CheckpointError(
+        f"load: {path}: expected a folder with config.json and safetensors, or a .gguf file."
+    )
 
 
 def model_from_checkpoint(
@@ -107,7 +114,13 @@ def model_from_checkpoint(
     )
     outer, blocks = family.parameters(config)
     reads = plan_reads(outer, blocks)
-    _streaming.check_plan(checkpoint, reads, family.is_ignored)
+    tied = not any(read.key == "lm_head.weight" for read in reads)
+
+    def is_ignored(key: str) -> bool:
+        # A tied head is stored beside the embedding by some files and in memory.
+        return family.is_ignored(key) or (tied and key == "lm_head.weight")
+
+    _streaming.check_plan(checkpoint, reads, is_ignored)
     slots = family.build(config)
     parameters = _streaming.read_parameters(
         checkpoint,

@@ -8,9 +8,19 @@ from pz_models._rope_config import RotarySettings
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
 from pz_models.parameter_plan import StoredParameter
-from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
+from pz_models.transformer.variants.llamalike_common import (
+    AttentionTypeGlobalCausal,
+    AttentionTypeSlidingWindowCausal,
+    LlamalikeTransformerConfig,
+)
 
-__all__ = ["common_fields", "gate_variant", "llamalike_parameters", "rotary_fields"]
+__all__ = [
+    "common_fields",
+    "gate_variant",
+    "layer_pattern",
+    "llamalike_parameters",
+    "rotary_fields",
+]
 
 _GATES = {
     "silu": "swiglu",
@@ -39,8 +49,16 @@ def gate_variant(reader: ConfigReader, activation: str) -> Any:
     return _GATES[activation]
 
 
-def common_fields(reader: ConfigReader) -> dict[str, Any]:
+def common_fields(
+    reader: ConfigReader, *, epsilon: float = 1e-6, tied: bool = False, head: int | None = None
+) -> dict[str, Any]:
     """The sizes that every member states, as arguments of `LlamalikeTransformerConfig`.
+
+    Args:
+      reader: The configuration.
+      epsilon: The family's default of `rms_norm_eps`.
+      tied: The family's default of `tie_word_embeddings`.
+      head: The family's default of `head_dim`; by default hidden size / heads.
 
     Raises:
       UnsupportedConfigError: One is missing, not positive, or the heads do not divide.
@@ -53,7 +71,7 @@ def common_fields(reader: ConfigReader) -> dict[str, Any]:
             f"{reader.source}: 'num_attention_heads' should be a multiple of"
             f" 'num_key_value_heads'; they are {heads} and {kv_heads}."
         )
-    if not reader.has("head_dim") and width % heads:
+    if not reader.has("head_dim") and head is None and width % heads:
         raise UnsupportedConfigError(
             f"{reader.source}: without 'head_dim', 'hidden_size' should be a multiple of"
             f" 'num_attention_heads'; they are {width} and {heads}."
@@ -62,14 +80,47 @@ def common_fields(reader: ConfigReader) -> dict[str, Any]:
         "num_kv_heads": kv_heads,
         "query_head_multiplier": heads // kv_heads,
         "embedding_dim": width,
-        "projection_dim": reader.positive("head_dim", width // heads or 1),
+        "projection_dim": reader.positive("head_dim", head or width // heads or 1),
         "mlp_hidden_dim": reader.positive("intermediate_size"),
         "num_decoder_blocks": reader.positive("num_hidden_layers"),
         "vocab_size": reader.positive("vocab_size"),
-        "rms_norm_eps": reader.get("rms_norm_eps", float, 1e-6),
-        "tie_embedder_and_logits": reader.get("tie_word_embeddings", bool, False),
+        "rms_norm_eps": reader.get("rms_norm_eps", float, epsilon),
+        "tie_embedder_and_logits": reader.get("tie_word_embeddings", bool, tied),
         "scale_embeddings": False,
     }
+
+
+def layer_pattern(reader: ConfigReader, window: int | None, default: list[bool]) -> Any:
+    """Attention types of all blocks, from `layer_types` or a family's default.
+
+    Args:
+      reader: The configuration.
+      window: Window of the blocks that slide; None where none do.
+      default: For each block, whether it slides where `layer_types` is absent.
+
+    Returns:
+      One type if all blocks have the same, else a tuple of them.
+
+    Raises:
+      UnsupportedConfigError: A layer is of another type, or there are too few.
+    """
+    stated = reader.get("layer_types", list, None)
+    names = {"full_attention": False, "sliding_attention": True}
+    if stated is not None:
+        unknown = [name for name in stated if name not in names]
+        if unknown or len(stated) != len(default):
+            raise UnsupportedConfigError(
+                f"{reader.source}: 'layer_types' should name {len(default)} layers, each one of"
+                f" {', '.join(names)}; it is {stated}."
+            )
+    slides = default if stated is None else [names[name] for name in stated]
+    kinds = tuple(
+        AttentionTypeSlidingWindowCausal(window)
+        if slide and window is not None
+        else AttentionTypeGlobalCausal()
+        for slide in slides
+    )
+    return kinds[0] if len(set(kinds)) == 1 else kinds
 
 
 def rotary_fields(rotary: RotarySettings, head: int) -> dict[str, Any]:
@@ -104,11 +155,20 @@ def _layer(label: str, key: str, axes: dict[str, int]) -> StoredParameter:
 
 def _norms(config: LlamalikeTransformerConfig) -> list[StoredParameter]:
     stream = {"embedding": config.embedding_dim}
-    names = {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"}
-    if config.use_post_attn_norm or config.use_post_ffw_norm:  # as Gemma 2 calls them
-        names["post_attention_norm"] = "post_attention_layernorm"
-        names["pre_ffw_norm"] = "pre_feedforward_layernorm"
-        names["post_ffw_norm"] = "post_feedforward_layernorm"
+    post = {
+        "post_attention_norm": "post_attention_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+    if not config.use_pre_norm:  # OLMo 2
+        names = post
+    elif config.use_post_attn_norm:  # Gemma 2 and 3
+        pre = {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "pre_feedforward_layernorm"}
+        names = pre | post
+    else:
+        names = {
+            "pre_attention_norm": "input_layernorm",
+            "pre_ffw_norm": "post_attention_layernorm",
+        }
     return [
         _layer(f"{label}/scale.weights", f"{key}.weight", stream) for label, key in names.items()
     ]
@@ -127,10 +187,10 @@ def _attention(config: LlamalikeTransformerConfig) -> list[StoredParameter]:
         "attention/output", "self_attn.o_proj", stream, query, config.attention_bias is True
     )
     if config.use_qk_norm:
-        entries.append(
-            _layer("attention/query_norm/scale.weights", "self_attn.q_norm.weight", head)
-        )
-        entries.append(_layer("attention/key_norm/scale.weights", "self_attn.k_norm.weight", head))
+        for part, key, axes in (("query", "q", query), ("key", "k", shared)):
+            axes = axes if config.qk_norm_across_heads else head
+            label = f"attention/{part}_norm/scale.weights"
+            entries.append(_layer(label, f"self_attn.{key}_norm.weight", axes))
     return [_flattened(entry, config) for entry in entries]
 
 

@@ -35,7 +35,13 @@ def rms_norm(
 ) -> RMSLayerNorm:
     """A norm over `axes`, as the configuration has all of them."""
     return RMSLayerNorm.from_config(
-        name, rng, axes, epsilon=config.rms_norm_eps, dtype=config.parameter_dtype
+        name,
+        rng,
+        axes,
+        epsilon=config.rms_norm_eps,
+        dtype=config.parameter_dtype,
+        offset=config.norm_offset,
+        scale_before_cast=config.norm_scale_before_cast,
     )
 
 
@@ -65,8 +71,12 @@ def causal_mask(window: int | None, dtype: Any) -> Layer:
     )
 
 
-def rotary(window: int | None, config: LlamalikeTransformerConfig) -> Layer:
-    """Rotary positions of a layer with this window; None is a global layer."""
+def rotary(
+    window: int | None, config: LlamalikeTransformerConfig, block_index: int | None
+) -> list[Layer]:
+    """Rotary positions of a layer with this window (None is a global layer); may be none."""
+    if config.rope_layers and block_index is not None and not config.rope_layers[block_index]:
+        return []
     own_base = window is not None and config.local_rope_wavelength is not None
     settings: dict[str, Any] = {
         "embedding_axis": "projection",
@@ -78,5 +88,5 @@ def rotary(window: int | None, config: LlamalikeTransformerConfig) -> Layer:
         "angles_in_input_dtype": True,  # as HuggingFace
     }
     if config.rope_subset_size is None:
-        return ApplyRoPE(**settings)
-    return ApplyRoPEToSubset(rope_subset_size=config.rope_subset_size, **settings)
+        return [ApplyRoPE(**settings)]
+    return [ApplyRoPEToSubset(rope_subset_size=config.rope_subset_size, **settings)]

@@ -8,9 +8,13 @@ References: Touvron et al., LLaMA (2023); the Llama 3 report (2024).
 
 from __future__ import annotations
 
+from typing import Any
+
 from pz_models._rope_config import read_rotary
 from pz_models.config_reader import ConfigReader
 from pz_models.families import Family
+from pz_models.huggingface import from_huggingface_of_type
+from pz_models.transformer.model_parts import TransformerLM
 from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     gate_variant,
@@ -22,7 +26,7 @@ from pz_models.transformer.variants.llamalike_common import (
     build_llamalike_transformer,
 )
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "llama_from_huggingface_model"]
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
@@ -45,3 +49,20 @@ FAMILY = Family(
     parameters=llamalike_parameters,
     is_ignored=lambda key: key.endswith("rotary_emb.inv_freq"),
 )
+
+
+def llama_from_huggingface_model(
+    model: Any, upcast_activations_to_float32: bool = False, use_layer_stack: bool = False
+) -> TransformerLM:
+    """Converts a live `LlamaForCausalLM`; arguments as in `pz_models.from_huggingface`.
+
+    Raises:
+      UnsupportedConfigError: The model is of another family, or its configuration not understood.
+    """
+    return from_huggingface_of_type(
+        model,
+        "llama",
+        "llama_from_huggingface_model",
+        upcast_activations_to_float32=upcast_activations_to_float32,
+        use_layer_stack=use_layer_stack,
+    )

@@ -13,6 +13,9 @@ them:
         mlp_variant="swiglu", tie_embedder_and_logits=True, scale_embeddings=False)
     model = build_llamalike_transformer(config, init_base_rng=jax.random.key(0))
 
+The module is longer than most because one class must hold all fields of the configuration, and
+Penzai's programs import the builders from here.
+
 References: Touvron et al., LLaMA (2023); Ainslie et al., GQA (2023).
 """
 
@@ -39,6 +42,7 @@ from pz_models.transformer.variants._llamalike_parts import (
     rms_norm,
     rotary,
 )
+from pz_models.transformer.variants._stacked_pattern import with_pattern
 from pz_nn.attention import Attention
 from pz_nn.basic_ops import CastToDType, Elementwise, Softmax, TanhSoftCap
 from pz_nn.combinators import BranchAndMultiplyTogether, Residual
@@ -110,6 +114,12 @@ class LlamalikeTransformerConfig:
       attention_bias: Biases of projections: none (False), of query, key and value ("qkv"), or of
         the output as well (True).
       mlp_bias: Whether the feed-forward part has biases.
+      norm_offset: Added to norm weights in float32; 1 for Gemma, whose files hold weights - 1.
+      norm_scale_before_cast: Whether norms multiply by their weights in float32, before the cast
+        to the activation dtype, as Gemma and OLMo do.
+      use_pre_norm: Whether attention and feed-forward read a normed residual stream.
+      qk_norm_across_heads: Whether `use_qk_norm` norms all heads of a token as one vector.
+      rope_layers: For each block, whether it has rotary positions; None if all have.
     """
 
     num_kv_heads: int
@@ -140,6 +150,11 @@ class LlamalikeTransformerConfig:
     rope_subset_size: int | None = None
     attention_bias: bool | Literal["qkv"] = False
     mlp_bias: bool = False
+    norm_offset: float = 0.0
+    norm_scale_before_cast: bool = False
+    use_pre_norm: bool = True
+    qk_norm_across_heads: bool = False
+    rope_layers: tuple[bool, ...] | None = None
 
     @property
     def embeddings_are_scaled(self) -> bool:
@@ -239,10 +254,11 @@ def build_llamalike_attention(
     def project(part: str, axes: tuple[dict[str, int], dict[str, int]], bias: bool) -> Layer:
         return projection(f"{name}/{part}", init_base_rng, axes, bias, config)
 
-    def qk_norm(part: str) -> list[Layer]:
+    def qk_norm(part: str, axes: dict[str, int]) -> list[Layer]:
         if not config.use_qk_norm:
             return []
-        return [rms_norm(f"{name}/{part}", init_base_rng, head, config)]
+        axes = axes if config.qk_norm_across_heads else head
+        return [rms_norm(f"{name}/{part}", init_base_rng, axes, config)]
 
     scale = config.query_scaling_factor
     scale = config.projection_dim**-0.5 if scale == "default" else scale
@@ -255,16 +271,16 @@ def build_llamalike_attention(
         input_to_query=Sequential(
             [
                 project("query", (stream, query_axes), bias),
-                *qk_norm("query_norm"),
-                rotary(window, config),
+                *qk_norm("query_norm", query_axes),
+                *rotary(window, config, block_index),
                 ConstantRescale(jnp.asarray(scale, dtype)),
             ]
         ),
         input_to_key=Sequential(
             [
                 project("key", (stream, key_axes), bias),
-                *qk_norm("key_norm"),
-                rotary(window, config),
+                *qk_norm("key_norm", key_axes),
+                *rotary(window, config, block_index),
             ]
         ),
         input_to_value=Sequential([project("value", (stream, key_axes), bias)]),
@@ -312,7 +328,7 @@ def build_llamalike_block(
       ValueError: As `build_llamalike_attention` and `build_llamalike_feedforward`.
     """
 
-    def norm(part: str, present: bool = True) -> list[Layer]:
+    def norm(part: str, present: bool) -> list[Layer]:
         if not present:
             return []
         axes = {"embedding": config.embedding_dim}
@@ -325,7 +341,7 @@ def build_llamalike_block(
             Residual(
                 Sequential(
                     [
-                        *norm("pre_attention_norm"),
+                        *norm("pre_attention_norm", config.use_pre_norm),
                         attention,
                         *norm("post_attention_norm", config.use_post_attn_norm),
                     ]
@@ -334,7 +350,7 @@ def build_llamalike_block(
             Residual(
                 Sequential(
                     [
-                        *norm("pre_ffw_norm"),
+                        *norm("pre_ffw_norm", config.use_pre_norm),
                         feedforward,
                         *norm("post_ffw_norm", config.use_post_ffw_norm),
                     ]
@@ -349,21 +365,20 @@ def _blocks(
 ) -> list[Layer]:
     """The blocks one by one, or all as one layer stack."""
     count, pattern = config.num_decoder_blocks, config.attention_type
-    if not isinstance(pattern, AttentionType):
-        if config.use_layer_stack:
-            raise ValueError(
-                "build_llamalike_transformer: a sequence of attention types is not supported with"
-                f" use_layer_stack=True; received {pattern!r}. Set use_layer_stack=False."
-            )
-        if count % len(pattern):
-            raise ValueError(
-                "build_llamalike_transformer: the length of attention_type must divide the number"
-                f" of blocks; received {len(pattern)} types and {count} blocks."
-            )
+    if not isinstance(pattern, AttentionType) and count % len(pattern):
+        raise ValueError(
+            "build_llamalike_transformer: the length of attention_type must divide the number"
+            f" of blocks; received {len(pattern)} types and {count} blocks."
+        )
     if config.use_layer_stack:
+        types = [_attention_type(config, index) for index in range(count)]
+        windows = [getattr(kind, "window_size", None) for kind in types]
+        # One block stands for all; what differs between them becomes arrays with the stack axis.
+        alike = dataclasses.replace(config, attention_type=types[0], rope_layers=None)
         build = LayerStack.from_sublayer_builder
-        kwargs = {"name": f"{name}/blocks", "config": config}
-        return [build(build_llamalike_block, "blocks", count, init_base_rng, kwargs)]
+        kwargs = {"name": f"{name}/blocks", "config": alike}
+        stack = build(build_llamalike_block, "blocks", count, init_base_rng, kwargs)
+        return [with_pattern(stack, windows, config)]
     return [
         build_llamalike_block(f"{name}/block_{i}", init_base_rng, config, i) for i in range(count)
     ]

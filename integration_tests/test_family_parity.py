@@ -1,0 +1,155 @@
+"""Every family against HuggingFace: tiny random models, in the variants that catch silent errors."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from pz_core.variables import freeze_params  # noqa: E402
+from pz_models import from_huggingface, generate, load  # noqa: E402
+from pz_named import named_axes as nx  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMA_3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+LOCAL_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
+CASES = {
+    "llama": ("Llama", {}),
+    "llama-mqa-tied": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama-mha-head-biases": (
+        "Llama",
+        {"num_key_value_heads": 4, "head_dim": 10, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama-epsilon-theta": (
+        "Llama",
+        {"rms_norm_eps": 0.1, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+    ),
+    "llama-3-scaling": ("Llama", {"rope_parameters": LLAMA_3}),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}},
+    ),
+    "llama-yarn": ("Llama", {"rope_parameters": YARN}),
+    "llama-dynamic": (
+        "Llama",
+        {
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+        },
+    ),
+    "llama-gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "mistral-window": ("Mistral", {"sliding_window": 5, "head_dim": 6}),
+    "mistral-global": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 6}),
+    "qwen3-bias-tied": (
+        "Qwen3",
+        {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
+    "gemma-2": ("Gemma2", {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 20}),
+    "gemma-2-no-caps": (
+        "Gemma2",
+        {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "gemma-3": (
+        "Gemma3Text",
+        {
+            "head_dim": 6,
+            "sliding_window": 5,
+            "layer_types": LOCAL_GLOBAL,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "olmo-2": ("Olmo2", {"num_key_value_heads": 4}),
+    "olmo-2-grouped-bias": ("Olmo2", {"attention_bias": True}),
+    "phi-3": ("Phi3", {"sliding_window": 5}),
+    "phi-3-partial-longrope": (
+        "Phi3",
+        {
+            "hidden_size": 64,
+            "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            },
+        },
+    ),
+    "smollm-3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
+}
+TOKENS = np.random.default_rng(0).integers(0, 97, 24)
+
+
+@jax.jit
+def _logits(model, tokens):
+    return model(nx.wrap(tokens, "seq")).unwrap("seq", "vocabulary")
+
+
+def _theirs(name, changes):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | changes))
+    kind = name.removesuffix("Text")  # Gemma 3's text model has a configuration of its own
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases are constant when fresh
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        logits = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    return model, logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_greedy_tokens_equal_huggingface(case, tmp_path):
+    model, expected = _theirs(*CASES[case])
+    model.save_pretrained(tmp_path)
+    live = from_huggingface(model)
+    np.testing.assert_allclose(_logits(freeze_params(live), TOKENS), expected, atol=1e-4)
+    folder = load(tmp_path, use_layer_stack=True, progress=False)
+    np.testing.assert_allclose(_logits(freeze_params(folder), TOKENS), expected, atol=1e-4)
+    if "dynamic" not in case and "longrope" not in case:  # there, frequencies change on the way
+        ids = torch.from_numpy(TOKENS[:7])[None]
+        with torch.no_grad():
+            tokens = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        ours = generate(folder, TOKENS[:7], max_new_tokens=8)
+        assert list(ours.tokens) == tokens[0, 7:].tolist()
+
+
+def test_the_comparison_can_fail():
+    model, expected = _theirs("Llama", {})
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 1.0
+    other = _logits(freeze_params(from_huggingface(model)), TOKENS)
+    assert jnp.abs(other - expected).max() > 1e-3

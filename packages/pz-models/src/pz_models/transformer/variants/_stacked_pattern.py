@@ -1,0 +1,85 @@
+"""Blocks that differ in window or rotary positions, as one layer stack.
+
+A stack holds one block. What differs between its blocks is put in as arrays with the axis
+"blocks": the windows of the masks, and the rotary frequencies. A global block has a window wider
+than any context; a block without rotary positions has frequency 0, which turns nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pz_core.selectors import select
+from pz_models.transformer.variants._llamalike_parts import rotary
+from pz_named import named_axes as nx
+from pz_nn.attention import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
+from pz_nn.embeddings import ApplyRoPE, ApplyRoPEToSubset
+from pz_nn.layer_stack import LayerStack
+from pz_nn.rope_scaling import DefaultScaling
+
+if TYPE_CHECKING:
+    from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
+
+__all__ = ["with_pattern"]
+
+_WIDER_THAN_ANY_CONTEXT = 1 << 30
+
+
+def with_pattern(
+    stack: LayerStack, windows: Sequence[int | None], config: LlamalikeTransformerConfig
+) -> LayerStack:
+    """The stack with the window and rotary positions of each block.
+
+    Args:
+      stack: The stack, built as if all blocks were like the first.
+      windows: For each block its window, or None for a global block.
+      config: The model's configuration.
+
+    Raises:
+      ValueError: Rotary positions differ in what cannot be an array: a scaling that multiplies
+        cosines and sines, or depends on the length, in some blocks only.
+    """
+    masks = ApplyCausalAttentionMask | ApplyCausalSlidingWindowAttentionMask
+    if len(set(windows)) > 1:
+        sizes = [_WIDER_THAN_ANY_CONTEXT if window is None else window for window in windows]
+        per_block = nx.wrap(jnp.asarray(sizes, jnp.int32), "blocks")
+
+        def widen(mask: Any) -> Any:
+            return ApplyCausalSlidingWindowAttentionMask(
+                masked_out_value=mask.masked_out_value, sliding_window_size=per_block
+            )
+
+        stack = select(stack).at_instances_of(masks).apply(widen)
+    layers = [rotary(window, config, index) for index, window in enumerate(windows)]
+    if all(layer == layers[0] for layer in layers[1:]):
+        return stack if layers[0] else select(stack).at_instances_of(ApplyRoPE).remove_from_parent()
+    frequencies = np.stack([_frequencies(layer, config) for layer in layers])
+    named = nx.wrap(jnp.asarray(frequencies), "blocks", "projection")
+
+    def spread(layer: Any) -> Any:
+        return dataclasses.replace(layer, scaling=None, scale_factor=1.0, frequencies=named)
+
+    spread_stack: LayerStack = (
+        select(stack).at_instances_of(ApplyRoPE | ApplyRoPEToSubset).apply(spread)
+    )
+    return spread_stack
+
+
+def _frequencies(layers: Sequence[Any], config: LlamalikeTransformerConfig) -> np.ndarray:
+    """Rotary frequencies of one block."""
+    size = config.rope_subset_size or config.projection_dim
+    if not layers:
+        return np.zeros(size // 2, np.float32)
+    scaling = layers[0].scaling or DefaultScaling()
+    if scaling.needs_length or scaling.attention_scale() != 1.0:
+        raise ValueError(
+            f"build_llamalike_transformer: {scaling} cannot differ between the blocks of a layer"
+            " stack. Set use_layer_stack=False."
+        )
+    found: np.ndarray = scaling.frequencies(size, layers[0].max_wavelength)
+    return found / np.float32(layers[0].scale_factor)

@@ -1,0 +1,139 @@
+"""Gemma 1, 2 and 3 (text): scaled embeddings, norms that hold weights - 1, soft caps, local layers.
+
+    model = pz_models.load("gemma-3-270m/")
+
+Norm parameters hold the file's values, and the layers add the one in float32 (`norm_offset`), so
+that files round-trip.
+
+References: the Gemma (2024), Gemma 2 (2024) and Gemma 3 (2025) reports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pz_models._rope_config import RotarySettings, read_rotary, rotary_from_mapping
+from pz_models.config_reader import ConfigReader
+from pz_models.families import Family
+from pz_models.transformer.variants._llamalike_loading import (
+    common_fields,
+    gate_variant,
+    layer_pattern,
+    llamalike_parameters,
+    rotary_fields,
+)
+from pz_models.transformer.variants.llamalike_common import (
+    LlamalikeTransformerConfig,
+    build_llamalike_transformer,
+)
+
+__all__ = ["GEMMA", "GEMMA_2", "GEMMA_3"]
+
+_SHARED: dict[str, Any] = {
+    "norm_offset": 1.0,
+    "norm_scale_before_cast": True,
+}
+
+
+def _sizes(reader: ConfigReader) -> dict[str, Any]:
+    reader.expect("use_bidirectional_attention", False)
+    sizes = common_fields(reader, tied=True, head=256)
+    return sizes | _SHARED | {
+        "scale_embeddings": True,
+        "attention_bias": reader.get("attention_bias", bool, False),
+    }  # fmt: skip
+
+
+def _gate(reader: ConfigReader) -> Any:
+    """Gemma's files say "gelu" where they mean its tanh form."""
+    stated = reader.get("hidden_act", str, "gelu_pytorch_tanh")
+    name = reader.get("hidden_activation", str, stated)
+    return gate_variant(reader, "gelu_pytorch_tanh" if name == "gelu" else name)
+
+
+def _read_gemma(reader: ConfigReader) -> LlamalikeTransformerConfig:
+    sizes = _sizes(reader)
+    rotary = rotary_fields(read_rotary(reader), sizes["projection_dim"])
+    return LlamalikeTransformerConfig(**sizes, **rotary, mlp_variant=_gate(reader))
+
+
+def _read_later(reader: ConfigReader, slides: list[bool], window: int) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common."""
+    return {
+        "mlp_variant": _gate(reader),
+        "use_post_attn_norm": True,
+        "use_post_ffw_norm": True,
+        "query_scaling_factor": reader.get("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        "attention_type": layer_pattern(reader, reader.get("sliding_window", int, window), slides),
+    }
+
+
+def _read_gemma_2(reader: ConfigReader) -> LlamalikeTransformerConfig:
+    sizes = _sizes(reader)
+    slides = [index % 2 == 0 for index in range(sizes["num_decoder_blocks"])]
+    return LlamalikeTransformerConfig(
+        **sizes,
+        **_read_later(reader, slides, 4096),
+        **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
+        final_logit_softcap=reader.nullable("final_logit_softcapping", float, 30.0),
+        attn_logits_soft_cap=reader.nullable("attn_logit_softcapping", float, 50.0),
+    )
+
+
+def _read_gemma_3(reader: ConfigReader) -> LlamalikeTransformerConfig:
+    sizes = _sizes(reader)
+    period = reader.get(
+        "sliding_window_pattern", int, reader.get("_sliding_window_pattern", int, 6)
+    )
+    slides = [(index + 1) % period != 0 for index in range(sizes["num_decoder_blocks"])]
+    reader.get("attn_logit_softcapping", float)  # stored, and not applied by the reference
+    everywhere, local = _rotary_of_gemma_3(reader)
+    return LlamalikeTransformerConfig(
+        **sizes,
+        **_read_later(reader, slides, 4096),
+        **rotary_fields(everywhere, sizes["projection_dim"]),
+        local_rope_wavelength=local,
+        use_qk_norm=True,
+        final_logit_softcap=reader.nullable("final_logit_softcapping", float, None),
+    )
+
+
+def _rotary_of_gemma_3(reader: ConfigReader) -> tuple[RotarySettings, float]:
+    """Settings of global layers, and the base of local ones, in the old and new spelling."""
+    longest = reader.get("max_position_embeddings", int, 131_072)
+    local = reader.get("rope_local_base_freq", float, 10_000.0)
+    nested = reader.get("rope_parameters", dict, {})
+    if "full_attention" not in nested:
+        return read_rotary(reader, 1_000_000.0), local
+    reader.get("rope_theta", float)
+    reader.get("rope_scaling", dict)
+    own = rotary_from_mapping(
+        {"rope_theta": local, **nested.get("sliding_attention", {})}, longest, reader.source
+    )
+    full = {"rope_theta": 1_000_000.0, **nested["full_attention"]}
+    if own.scaling is not None:
+        reader.expect("rope_parameters", None)  # no released model scales its local layers
+    return rotary_from_mapping(full, longest, reader.source), own.base
+
+
+GEMMA = Family(
+    model_type="gemma",
+    architecture="GemmaForCausalLM",
+    read_config=_read_gemma,
+    build=build_llamalike_transformer,
+    parameters=llamalike_parameters,
+)
+GEMMA_2 = Family(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    read_config=_read_gemma_2,
+    build=build_llamalike_transformer,
+    parameters=llamalike_parameters,
+)
+GEMMA_3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    read_config=_read_gemma_3,
+    build=build_llamalike_transformer,
+    parameters=llamalike_parameters,
+)
