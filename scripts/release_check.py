@@ -27,6 +27,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 OLDEST_JAX = ("jax==0.8.0", "jaxlib==0.8.0")
 TEST_TOOLS = ("pytest>=8", "hypothesis>=6")
+# What tests the umbrella by itself, without the repository around it.
+UMBRELLA_TESTS = tuple(
+    f"integration_tests/test_{name}.py" for name in ("guide", "umbrella", "v2_programs")
+)
 
 
 def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT, **environment: str) -> None:
@@ -74,6 +78,7 @@ def wrong_contents(path: pathlib.Path) -> list[str]:
             "CHANGELOG.md",
             "VERSION",
             ".gitignore",
+            "hatch.toml",  # hatchling adds the root project's own configuration
         )
         missing = [n for n in ("LICENSE", "README.md", "pyproject.toml") if n not in names]
     stray = [
@@ -104,13 +109,18 @@ def environment(
 
 
 def test_installed(
-    interpreter: pathlib.Path, tests: list[pathlib.Path], scratch: pathlib.Path
+    interpreter: pathlib.Path,
+    tests: list[pathlib.Path],
+    scratch: pathlib.Path,
+    files: tuple[str, ...] = (),
 ) -> None:
     """Runs copies of `tests` from a folder where the sources cannot be imported by accident."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     for folder in tests:
         shutil.copytree(folder, scratch / folder.parent.name / "tests")
+    for file in files:
+        shutil.copy(ROOT / file, scratch)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]
     options = settings["ini_options"]
     lines = ["[pytest]", f"addopts = {options['addopts']}"]
@@ -145,9 +155,10 @@ def main() -> int:
             for package in packages:
                 interpreter = environment(work / "env", python, dist, package.name)
                 test_installed(interpreter, [package / "tests"], work / "tests")
-            for jax in ((), OLDEST_JAX) if python == "3.11" else ((),):
-                interpreter = environment(work / "env", python, dist, "penzai", *jax)
-                test_installed(interpreter, [p / "tests" for p in packages], work / "tests")
+            together = [p / "tests" for p in packages]
+            for jax in ((), OLDEST_JAX):
+                interpreter = environment(work / "env", python, dist, "penzai[toolshed]", *jax)
+                test_installed(interpreter, together, work / "tests", UMBRELLA_TESTS)
     print("release check passed")
     return 0
 
