@@ -26,7 +26,64 @@ from pz_core.variables import (
 )
 from pz_toolshed._array_leaves import TreeWithoutArrays, merge_arrays, split_arrays
 
-__all__ = ["ModelParts", "StepPlan", "StepResult", "gradients", "pure_step", "take_apart"]
+__all__ = ["Packed", "ModelParts", "StepPlan", "StepResult", "gradients", "pure_step", "take_apart"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A tree structure that hashes once, since it is compared at every step."""
+
+    treedef: Any
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self.treedef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Structure)
+            and self._hash == other._hash
+            and bool(self.treedef == other.treedef)
+        )
+
+
+class Packed:
+    """A tree as a flat list of its leaves and its structure.
+
+    JAX takes a tree apart and puts it together again, node by node in Python, at every call of a
+    compiled function. For the parameters and the optimizer's state, which go in and come out of each
+    step, that costs more than the call; packed, they are one node.
+    """
+
+    def __init__(self, leaves: list[Any], structure: Structure):
+        self.leaves = leaves
+        self.structure = structure
+
+    @classmethod
+    def of(cls, tree: Any) -> Packed:
+        """Packs a tree."""
+        leaves, treedef = jax.tree_util.tree_flatten(tree)
+        return cls(leaves, Structure(treedef))
+
+    def tree(self) -> Any:
+        """The tree."""
+        return jax.tree_util.tree_unflatten(self.structure.treedef, self.leaves)
+
+    def like(self, tree: Any) -> Packed:
+        """Packs another tree, sharing the structure if it is the same."""
+        other = Packed.of(tree)
+        same = other.structure == self.structure
+        return Packed(other.leaves, self.structure) if same else other
+
+
+jax.tree_util.register_pytree_node(
+    Packed,
+    lambda packed: (packed.leaves, packed.structure),
+    lambda structure, leaves: Packed(list(leaves), structure),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,15 +195,15 @@ class StepResult:
     Attributes:
       loss: The loss before the update.
       aux: The loss function's third result.
-      trainable: New values of the trained parameters.
+      trainable: New values of the trained parameters, packed.
       states: New frozen values of the model's state variables.
       kwarg_states: New frozen values of the variables in the keyword arguments.
-      internal: New `(step, optimizer state, loss state)`.
+      internal: New `(step, packed optimizer state, loss state)`.
     """
 
     loss: Any
     aux: Any
-    trainable: list[Any]
+    trainable: Packed
     states: tuple[Any, ...]
     kwarg_states: tuple[Any, ...]
     internal: tuple[Any, Any, Any]
@@ -198,7 +255,7 @@ def _describe(loss: Any) -> str:
 
 
 def pure_step(
-    trainable: Sequence[Any],
+    trainable: Packed,
     states: tuple[Any, ...],
     internal: tuple[Any, Any, Any],
     frozen: Sequence[Any],
@@ -215,9 +272,9 @@ def pure_step(
     """One training step, a pure function of arrays.
 
     Args:
-      trainable: Values of the trained parameters.
+      trainable: Values of the trained parameters, a packed list.
       states: Frozen values of the state variables.
-      internal: `(step, optimizer state, loss state)`.
+      internal: `(step, packed optimizer state, loss state)`.
       frozen: Values of the other parameters.
       constants: Arrays of the model that are in no variable.
       root_rng: Key that the step counter is folded into.
@@ -234,24 +291,25 @@ def pure_step(
     """
     import optax
 
-    values = parameter_values(plan.trainable, trainable)
-    _check_optimizer_state(optimizer_def, values, internal[1])
+    values = parameter_values(plan.trainable, trainable.tree())
+    old_opt_state = internal[1].tree()
+    _check_optimizer_state(optimizer_def, values, old_opt_state)
     function = jax.value_and_grad(
         functools.partial(_loss_and_rest, loss_fn=loss_fn, plan=plan), has_aux=True
     )
     (loss, (loss_state, aux, new_states, new_kwarg_states)), grads = function(
         values, frozen, constants, states, internal, root_rng, kwargs, kwarg_states
     )
-    updates, opt_state = optimizer_def.update(grads, internal[1], values)
+    updates, opt_state = optimizer_def.update(grads, old_opt_state, values)
     new_values = optax.apply_updates(values, updates)
     new = (
-        [value.value for value in new_values],
+        trainable.like([value.value for value in new_values]),
         new_states,
-        (internal[0] + 1, opt_state, loss_state),
+        (internal[0] + 1, internal[1].like(opt_state), loss_state),
     )
     if keep_if_not_finite:
         finite = jnp.isfinite(loss)
-        old = (list(trainable), states, internal)
+        old = (trainable, states, internal)
         new = jax.tree_util.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
     return StepResult(loss, aux, new[0], new[1], new_kwarg_states, new[2])
 
@@ -285,6 +343,11 @@ def _check_optimizer_state(optimizer: Any, values: tuple[Any, ...], opt_state: A
     )
 
 
+def packed_values(parameters: Sequence[Parameter[Any]]) -> Packed:
+    """The values of parameters as a packed list."""
+    return Packed.of([parameter.value for parameter in parameters])
+
+
 @functools.cache
 def compiled_step(donate: bool) -> Callable[..., StepResult]:
     """`pure_step` compiled, one function per choice so that trainers share its cache."""
@@ -296,10 +359,10 @@ def compiled_step(donate: bool) -> Callable[..., StepResult]:
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "plan"))
-def gradients(trainable: Sequence[Any], *rest: Any, loss_fn: Any, plan: StepPlan) -> Any:
+def gradients(trainable: Packed, *rest: Any, loss_fn: Any, plan: StepPlan) -> Any:
     """The gradient by parameter, for the report on a loss that is not finite."""
     function = functools.partial(_loss_and_rest, loss_fn=loss_fn, plan=plan)
-    values = parameter_values(plan.trainable, trainable)
+    values = parameter_values(plan.trainable, trainable.tree())
     return jax.grad(function, has_aux=True)(values, *rest)[0]
 
 

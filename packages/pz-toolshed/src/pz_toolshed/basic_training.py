@@ -39,10 +39,12 @@ from pz_core.struct import Struct, pytree_dataclass
 from pz_core.variables import Parameter, StateVariable
 from pz_toolshed._training_step import (
     ModelParts,
+    Packed,
     StepResult,
     compiled_step,
     gradients,
     nonfinite_labels,
+    packed_values,
     parameter_values,
     placed_beside,
     pure_step,
@@ -140,6 +142,49 @@ def _is_marked_trainable(parameter: Parameter[Any]) -> bool:
     return bool(parameter.metadata.get("trainable", True))
 
 
+class _TrainerStateVariable(StateVariable[InternalTrainerState]):
+    """Holds the trainer's state packed, as steps use it, and unpacks it when somebody looks."""
+
+    def __init__(self, value: InternalTrainerState, *, label: str):
+        self._packed: tuple[Any, Packed, Any] | None = None
+        self._is_stale = False
+        super().__init__(value, label=label)
+
+    @property
+    def value(self) -> InternalTrainerState:
+        """The state."""
+        if self._is_stale and self._packed is not None:
+            step, opt_state, loss_state = self._packed
+            unpacked = InternalTrainerState(step, opt_state.tree(), loss_state)
+            StateVariable.value.fset(self, unpacked)  # type: ignore[attr-defined]
+            self._is_stale = False
+        current: InternalTrainerState = super().value
+        return current
+
+    @value.setter
+    def value(self, new_value: InternalTrainerState) -> None:
+        self._packed, self._is_stale = None, False
+        StateVariable.value.fset(self, new_value)  # type: ignore[attr-defined]
+
+    def packed(self) -> tuple[Any, Packed, Any]:
+        """Step, packed optimizer state, and loss state."""
+        if self._packed is None:
+            self._packed = _packed_state(self.value)
+        return self._packed
+
+    def set_packed(self, packed: tuple[Any, Packed, Any]) -> None:
+        """Takes over the results of a step."""
+        self._packed, self._is_stale = packed, True
+
+    def __repr__(self) -> str:
+        _ = self.value  # unpacked for the text
+        return super().__repr__()
+
+
+def _packed_state(state: InternalTrainerState) -> tuple[Any, Packed, Any]:
+    return state.step, Packed.of(state.opt_state), state.loss_fn_state
+
+
 @pytree_dataclass
 class StatefulTrainer(Struct):
     """Trains a model in place; make it with `build`.
@@ -215,7 +260,7 @@ class StatefulTrainer(Struct):
         return cls(
             root_rng=root_rng,
             model=model,
-            state=StateVariable(internal, label="StatefulTrainer.state"),
+            state=_TrainerStateVariable(internal, label="StatefulTrainer.state"),
             optimizer_def=optimizer_def,
             loss_fn=loss_fn,
             step_fn=compiled_step(donate_states) if jit else pure_step,
@@ -256,11 +301,13 @@ class StatefulTrainer(Struct):
                 )
         parts = self._parts
         slots, variables = unbind_kwargs(kwargs, parts)
-        internal = self.state.value
+        state = self.state
         before = (
-            [p.value for p in parts.trainable],
+            packed_values(parts.trainable),
             tuple(v.freeze() for v in parts.states),
-            (internal.step, internal.opt_state, internal.loss_fn_state),
+            state.packed()
+            if isinstance(state, _TrainerStateVariable)
+            else _packed_state(state.value),
         )
         constant = (
             [p.value for p in parts.frozen],
@@ -288,7 +335,7 @@ class StatefulTrainer(Struct):
 
     def _write_back(self, result: StepResult, kwarg_variables: Any) -> None:
         parts = self._parts
-        for parameter, value in zip(parts.trainable, result.trainable, strict=True):
+        for parameter, value in zip(parts.trainable, result.trainable.tree(), strict=True):
             parameter.value = value
         for variable, value in zip(
             (*parts.states, *kwarg_variables),
@@ -296,13 +343,17 @@ class StatefulTrainer(Struct):
             strict=True,
         ):
             variable.update(value)
-        self.state.value = InternalTrainerState(*result.internal)
+        if isinstance(self.state, _TrainerStateVariable):
+            self.state.set_packed(result.internal)
+        else:
+            step, opt_state, loss_state = result.internal
+            self.state.value = InternalTrainerState(step, opt_state.tree(), loss_state)
 
     def _nonfinite_error(self, loss: Any, before: Any, constant: Any) -> NonFiniteLossError:
         plan = self._parts.plan
         trainable, states, internal = before
         frozen, constants, *rest = constant
-        values = parameter_values((*plan.trainable, *plan.frozen), (*trainable, *frozen))
+        values = parameter_values((*plan.trainable, *plan.frozen), (*trainable.tree(), *frozen))
         labels, what = nonfinite_labels(values), "parameters that are not finite"
         if not labels:
             found = gradients(
