@@ -25,6 +25,17 @@ def test_top_tokens_agree_with_numpy_in_float64():
     np.testing.assert_allclose(best.entropies, -(p * np.log(p)).sum(-1), rtol=1e-5)
 
 
+def test_working_in_chunks_changes_nothing(monkeypatch):
+    whole = top_tokens(jnp.asarray(LOGITS), 5)
+    view = pz_viz.token_probabilities_view([3, 7, 11], LOGITS[0], VOCABULARY)
+    monkeypatch.setattr(logit_lens, "POSITIONS_AT_ONCE", 1)
+    parts = top_tokens(jnp.asarray(LOGITS), 5)
+    np.testing.assert_array_equal(whole.ids, parts.ids)
+    np.testing.assert_allclose(whole.probabilities, parts.probabilities, rtol=1e-6)
+    again = pz_viz.token_probabilities_view([3, 7, 11], LOGITS[0], VOCABULARY)
+    assert again.text == view.text
+
+
 def test_masked_logits_have_zero_probability_and_finite_entropy():
     logits = LOGITS[:1, :1].copy()
     logits[..., 3:] = -np.inf
@@ -108,6 +119,7 @@ def test_one_token_has_no_surprise():
         ([1, 2], LOGITS[0], r"2 tokens and logits for 3 positions"),
         ([1.0, 2.0, 3.0], LOGITS[0], r"expected integer ids with one axis, got float64"),
         ([1, 2, 3], LOGITS, r"needs a position and a vocabulary axis"),
+        ([1, 20, 3], LOGITS[0], r"tokens holds the id 20, and logits has 20 entries"),
     ],
 )
 def test_surprise_of_what_does_not_fit_is_an_error(ids, logits, match):

@@ -29,6 +29,8 @@ __all__ = ["logit_lens_view"]
 LENS_CELL_BUDGET = 4_000
 """The most cells that `logit_lens_view` draws; further positions are left out with a note."""
 
+POSITIONS_AT_ONCE = 512
+
 _BLOCK_NAMES = ("block", "blocks", "layer", "layers", "depth")
 _POSITION_NAMES = ("position", "positions", "seq", "sequence", "token")
 _VOCABULARY_NAMES = ("vocabulary", "vocab", "tokens", "logits")
@@ -57,21 +59,28 @@ def log_probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return log_p, -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
 
 
+def chunks_of(positions: int) -> list[slice]:
+    """Slices over positions, so small that their probabilities fit the device beside the logits."""
+    return [slice(i, i + POSITIONS_AT_ONCE) for i in range(0, positions, POSITIONS_AT_ONCE)]
+
+
 def top_tokens(logits: Any, count: int) -> TopTokens:
-    """Best tokens of logits `[block, position, vocabulary]`, one block at a time.
+    """Best tokens of logits `[block, position, vocabulary]`, a few positions at a time.
 
     Only `count` numbers per cell leave the device.
     """
-    count = min(count, logits.shape[-1])
-    ids: list[np.ndarray] = []
-    probabilities: list[np.ndarray] = []
-    entropies: list[np.ndarray] = []
-    for block in range(logits.shape[0]):
-        log_p, entropy = log_probabilities(jnp.asarray(logits[block]))  # {position, vocabulary}
-        best, best_ids = jax.lax.top_k(log_p, count)
-        for held, value in ((ids, best_ids), (probabilities, jnp.exp(best)), (entropies, entropy)):
-            held.append(np.asarray(value))
-    return TopTokens(np.stack(ids), np.stack(probabilities), np.stack(entropies))
+    blocks, positions, size = logits.shape
+    count = min(count, size)
+    ids = np.zeros((blocks, positions, count), np.int32)
+    probabilities = np.zeros((blocks, positions, count), np.float32)
+    entropies = np.zeros((blocks, positions), np.float32)
+    for block in range(blocks):
+        for at in chunks_of(positions):
+            log_p, entropy = log_probabilities(jnp.asarray(logits[block, at]))
+            best, best_ids = jax.lax.top_k(log_p, count)  # {position, rank}
+            ids[block, at], entropies[block, at] = best_ids, entropy
+            probabilities[block, at] = jnp.exp(best)
+    return TopTokens(ids, probabilities, entropies)
 
 
 def logit_lens_view(

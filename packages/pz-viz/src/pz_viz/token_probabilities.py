@@ -22,6 +22,7 @@ from pz_viz.logit_lens import (
     _VOCABULARY_NAMES,
     TopTokens,
     alternatives,
+    chunks_of,
     log_probabilities,
     tip,
     top_tokens,
@@ -84,6 +85,13 @@ def token_probabilities_view(
             "positions; give the logits after each token."
         )
     data = arranged(logits, [position, vocabulary], "logits")
+    strange = ids[(ids < 0) | (ids >= vocabulary.size)]
+    if strange.size:
+        raise ValueError(
+            f"token_probabilities_view: tokens holds the id {int(strange[0])}, and logits has "
+            f"{vocabulary.size} entries per position; ids lie below that. Take tokens and logits "
+            "from one tokenizer and model."
+        )
     cut = max(0, len(ids) - POSITION_BUDGET)
     ids, data = ids[: len(ids) - cut], data[: len(ids) - cut]
     best = top_tokens(data[None], top)
@@ -105,9 +113,13 @@ def _surprises(ids: np.ndarray, data: Any) -> np.ndarray:
     """Nats per token, {position}; NaN for the first, which nothing predicted."""
     if len(ids) < 2:
         return np.full(len(ids), np.nan)
-    log_p, _ = log_probabilities(jnp.asarray(data[:-1]))
-    told = jnp.take_along_axis(log_p, jnp.asarray(ids[1:])[:, None], axis=-1)[:, 0]
-    return np.concatenate([[np.nan], -np.asarray(told)])
+    surprises = np.full(len(ids), np.nan)
+    came = np.asarray(ids[1:])
+    for at in chunks_of(len(came)):
+        log_p, _ = log_probabilities(jnp.asarray(data[:-1][at]))
+        told = jnp.take_along_axis(log_p, jnp.asarray(came[at])[:, None], axis=-1)[:, 0]
+        surprises[1:][at] = -np.asarray(told)
+    return surprises
 
 
 def _draw(
@@ -180,7 +192,6 @@ def comparison_view(
     tokenizer: Any,
     *,
     names: tuple[str, str] = ("before", "after"),
-    vocabulary_axis: Hashable | None = None,
     top: int = 10,
     title: str = "Next token, two runs",
 ) -> View:
@@ -191,7 +202,6 @@ def comparison_view(
       right: Logits of the second run, of the same size.
       tokenizer: Turns ids into text; see `show_token_array`.
       names: What to call the runs.
-      vocabulary_axis: Ignored for arrays of one axis; names it otherwise.
       top: How many of each run's best tokens to list.
       title: Heading of the view.
 
@@ -203,7 +213,6 @@ def comparison_view(
       ValueError: If the arrays have more than one axis, or different sizes.
       HostCopyError: If they cannot be read.
     """
-    del vocabulary_axis
     p, q = (_distribution(x, name) for x, name in ((left, "left"), (right, "right")))
     if p.shape != q.shape:
         raise ValueError(
