@@ -47,7 +47,7 @@ def copies(function, *arguments):
     return text.count(" copy(") + text.count(" transpose(")
 
 
-def test_weights_are_read_where_they_lie():
+def test_weights_are_read_where_they_lie(optimized_programs):
     """One token times a weight {heads, projection, embedding}: no copy, unlike the plain einsum."""
     if jax.default_backend() != "cpu":
         pytest.skip("how XLA lowers a dot differs by backend")

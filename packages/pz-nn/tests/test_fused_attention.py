@@ -84,7 +84,9 @@ def test_cached_and_stacked_layers(key):
         mask = ApplyCausalAttentionMask(-1e30, kv_positions_input_name="kv_positions")
         layer = Attention.from_config(name, init_base_rng, 8, 4, 2, mask=mask)
         axes = {"batch": 2, "head_groups": 2, "projection": 2}
-        return Residual(KVCachingAttention.from_uncached(layer, "seq", 6, axes, "end"))
+        return Residual(
+            KVCachingAttention.from_uncached(layer, "seq", 6, axes, "end", cache_label=name)
+        )
 
     def make():
         return LayerStack.from_sublayer_builder(block, "blocks", 2, key, {"name": "net/blocks"})

@@ -27,7 +27,9 @@ def cached_layer(key, **options):
     uncached = attention(
         "a", key, mask=ApplyCausalAttentionMask(-1e30, kv_positions_input_name="kv_positions")
     )
-    options = {"cached_axes": AXES, "cache_len": CAPACITY, **options}
+    # One label for all: a made-up one would be another program for each layer.
+    defaults = {"cached_axes": AXES, "cache_len": CAPACITY, "cache_label": "a/cache"}
+    options = {**defaults, **options}
     return KVCachingAttention.from_uncached(
         uncached, sequence_axis="seq", cache_end_index_key="end", **options
     )
@@ -50,7 +52,10 @@ def tokens(x, start, stop):
     return x[{"seq": slice(start, stop)}]
 
 
-def run_in_pieces(layer, x, pieces, call=lambda layer, x, **side: layer(x, **side)):
+call = variable_jit(lambda layer, x, **side: layer(x, **side))
+
+
+def run_in_pieces(layer, x, pieces, call=call):
     outputs = [
         call(layer, tokens(x, i, j), **side_inputs(i, j)) for i, j in itertools.pairwise(pieces)
     ]
@@ -58,7 +63,7 @@ def run_in_pieces(layer, x, pieces, call=lambda layer, x, **side: layer(x, **sid
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("pieces", [[0, 6], [0, 3, 4, 5, 6], [0, 2, 6]])
+@pytest.mark.parametrize("pieces", [[0, 3, 4, 5, 6], [0, 2, 6]])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_cached_equals_uncached(pieces, stacked, key):
     x = named(0, {"batch": 2, "seq": 6, "f": F})
@@ -66,7 +71,6 @@ def test_cached_equals_uncached(pieces, stacked, key):
         cached, uncached = stack_of(key), stack_of(key, attention_block)
     else:
         cached, uncached = cached_layer(key), attention("a", key)
-    call = variable_jit(lambda layer, x, **side: layer(x, **side))
     expected = call(uncached, x, token_positions=nx.arange("seq", 6))
     y = run_in_pieces(cached, x, pieces, call)
     assert_close(raw(y, "batch", "seq", "f"), raw(expected, "batch", "seq", "f"))
@@ -140,7 +144,6 @@ def test_rows_may_end_at_different_places(key):
     """A named index: row 0 has 2 tokens, row 1 has 4; each goes on where it ended."""
     cached = cached_layer(key)
     x = named(0, {"batch": 2, "seq": 5, "f": F})
-    call = variable_jit(lambda layer, x, **side: layer(x, **side))
     lengths = np.array([2, 4])
     slots = np.arange(CAPACITY)
     prompt = np.where(np.arange(4) < lengths[:, None], np.arange(4), -1)
@@ -270,7 +273,7 @@ def compiled_step(key, capacity):
     return jax.jit(step, donate_argnums=1).lower(slots, states, x, jnp.int32(0)).compile()
 
 
-def test_a_step_touches_only_the_new_slice(key):
+def test_a_step_touches_only_the_new_slice(key, optimized_programs):
     """The compiled step needs no memory for a copy of the caches, whatever their size."""
     capacity = 4096
     cache_bytes = 2 * 2 * 2 * H * P * capacity * 4  # blocks, keys and values, batch

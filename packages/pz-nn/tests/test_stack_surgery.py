@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -56,6 +58,12 @@ def run(layer, seq=3):
     return raw(call(layer, x, side), "batch", "seq", "f")
 
 
+@functools.cache
+def shared_stack(builder):
+    """A stack for tests that only read it."""
+    return stack_of(builder, jax.random.key(0))
+
+
 def variables_of(tree):
     return {variable.label: variable for variable in unbind_variables(tree)[1]}
 
@@ -72,9 +80,9 @@ def assert_same_variables(a, b):
 
 
 @pytest.mark.parametrize("builder", ZOO, ids=lambda b: b.__name__)
-def test_round_trip(builder, key):
+def test_round_trip(builder):
     """unstack and restack give back structure, values, labels and metadata."""
-    stack = stack_of(builder, key)
+    stack = shared_stack(builder)
     blocks = unstack(stack)
     assert isinstance(blocks, Sequential)
     labels = set(variables_of(blocks))
@@ -184,7 +192,7 @@ def alternating(key, count, *, no_rope=()):
     return blocks
 
 
-@pytest.mark.parametrize("count, no_rope", [(4, ()), (5, ()), (4, (1, 3))])
+@pytest.mark.parametrize("count, no_rope", [(5, ()), (4, (1, 3))])
 def test_both_forms_of_heterogeneous_depth_compute_the_same(count, no_rope, key):
     blocks = alternating(key, count, no_rope=no_rope)
     expected = run(Sequential(blocks), seq=5)
