@@ -26,9 +26,8 @@ SIZE = 4
 def our_model() -> Any:
     import pz_named as nx
     import pz_nn
-    from pz_core.variables import Parameter
-
     import pz_viz
+    from pz_core.variables import Parameter
 
     assert pz_viz
     layers = [
@@ -95,8 +94,14 @@ def html(model: Any) -> str:
     return treescope.render_to_html(model, compressed=False)
 
 
-def _rows(name: str, ours: Callable[[], str], theirs: Callable[[], str], folded: bool,
-          target: float, count_bytes: bool = True) -> list[harness.Row]:
+def _rows(
+    name: str,
+    ours: Callable[[], str],
+    theirs: Callable[[], str],
+    folded: bool,
+    target: float,
+    count_bytes: bool = True,
+) -> list[harness.Row]:
     import pz_viz
 
     def draw() -> str:
@@ -109,16 +114,21 @@ def _rows(name: str, ours: Callable[[], str], theirs: Callable[[], str], folded:
     )
     if count_bytes:
         rows += harness.counted(
-            f"{name}, {how}: size", len(draw().encode()), {"upstream": len(theirs().encode())},
-            unit="bytes", targets={"upstream": target},
+            f"{name}, {how}: size",
+            len(draw().encode()),
+            {"upstream": len(theirs().encode())},
+            unit="bytes",
+            targets={"upstream": target},
         )
     return rows
 
 
 def text() -> list[harness.Row]:
     """Text of the whole model."""
-    pairs = (lambda: treescope.render_to_text(our_model()),
-             lambda: treescope.render_to_text(their_model()))
+    pairs = (
+        lambda: treescope.render_to_text(our_model()),
+        lambda: treescope.render_to_text(their_model()),
+    )
     return [
         *_rows("text", *pairs, folded=False, target=0.65, count_bytes=False),
         *_rows("text", *pairs, folded=True, target=0.3),
@@ -147,8 +157,11 @@ def selection() -> list[harness.Row]:
 def repr_length() -> list[harness.Row]:
     """Length of `repr(model)`, which errors and debuggers print."""
     return harness.counted(
-        "repr(model)", len(repr(our_model())), {"upstream": len(repr(their_model()))},
-        unit="characters", targets={"upstream": 0.1},
+        "repr(model)",
+        len(repr(our_model())),
+        {"upstream": len(repr(their_model()))},
+        unit="characters",
+        targets={"upstream": 0.1},
     )
 
 
