@@ -108,7 +108,7 @@ def environment(
     return interpreter
 
 
-def test_installed(
+def run_tests(
     interpreter: pathlib.Path,
     tests: list[pathlib.Path],
     scratch: pathlib.Path,
@@ -154,11 +154,11 @@ def main() -> int:
         for python in PYTHONS:
             for package in packages:
                 interpreter = environment(work / "env", python, dist, package.name)
-                test_installed(interpreter, [package / "tests"], work / "tests")
+                run_tests(interpreter, [package / "tests"], work / "tests")
             together = [p / "tests" for p in packages]
             for jax in ((), OLDEST_JAX):
                 interpreter = environment(work / "env", python, dist, "penzai[toolshed]", *jax)
-                test_installed(interpreter, together, work / "tests", UMBRELLA_TESTS)
+                run_tests(interpreter, together, work / "tests", UMBRELLA_TESTS)
     print("release check passed")
     return 0
 
