@@ -157,7 +157,9 @@ def main() -> int:
                 run_tests(interpreter, [package / "tests"], work / "tests")
             together = [p / "tests" for p in packages]
             for jax in ((), OLDEST_JAX):
-                interpreter = environment(work / "env", python, dist, "penzai[toolshed]", *jax)
+                interpreter = environment(
+                    work / "env", python, dist, "penzai[toolshed]", "mypy", *jax
+                )
                 run_tests(interpreter, together, work / "tests", UMBRELLA_TESTS)
     print("release check passed")
     return 0
