@@ -14,6 +14,7 @@ from pz_models import from_huggingface, generate, load  # noqa: E402
 from pz_named import named_axes as nx  # noqa: E402
 
 pytestmark = pytest.mark.torch
+torch.set_num_threads(1)  # its threads spin while they wait, which starves JAX's
 
 SIZES = {
     "vocab_size": 97,

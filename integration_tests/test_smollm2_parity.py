@@ -46,6 +46,7 @@ def tokenizer(path):
 def reference(path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # its threads spin while they wait, which starves JAX's
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )

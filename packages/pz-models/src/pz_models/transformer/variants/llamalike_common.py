@@ -29,6 +29,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from pz_models.huggingface import from_huggingface
 from pz_models.transformer.model_parts import (
     TransformerBlock,
     TransformerFeedForward,
@@ -62,6 +63,7 @@ __all__ = [
     "build_llamalike_block",
     "build_llamalike_feedforward",
     "build_llamalike_transformer",
+    "llamalike_from_huggingface_model",
 ]
 
 
@@ -432,3 +434,13 @@ def build_llamalike_transformer(
         config=config,
     )
     return TransformerLM(Sequential(sublayers), metadata)
+
+
+def llamalike_from_huggingface_model(
+    model: Any, upcast_activations_to_float32: bool = False, use_layer_stack: bool = False
+) -> TransformerLM:
+    """Converts a live transformers model of any family built from this module.
+
+    The same as `pz_models.from_huggingface`, under Penzai's name; its arguments and errors.
+    """
+    return from_huggingface(model, upcast_activations_to_float32, use_layer_stack)
