@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nn_helpers import assert_close, axis_order, named, raises, raw
 
-from pz_core.variables import ParameterSlot, StateVariable, unbind_params, variable_jit
+from pz_core.variables import Parameter, ParameterSlot, StateVariable, unbind_params, variable_jit
 from pz_named import named_axes as nx
 from pz_nn.attention import Attention
 from pz_nn.attention_bias import ApplyALiBi, SoftmaxWithSink, alibi_slopes
@@ -152,6 +152,22 @@ def test_from_config_equals_numpy(heads, kv_heads, axes, key):
     assert_close(raw(y, "batch", "seq", "embedding"), reference(layer, x, kv, heads // kv))
     query = layer.input_to_query.sublayers[0].weights.value.named_shape
     assert query == {"embedding": 8, **axes, "projection": 8 // heads}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_stays_within_bounds(dtype, key):
+    """Softmax and norms compute in float32; the rest rounds to about 3 digits (bfloat16: 2)."""
+    exact = Attention.from_config("attn", key, 8, 4, 2, query_key_norm=True)
+    x = named(0, {"rows": 2, "seq": 5, "embedding": 8})
+    call = variable_jit(lambda la, x: la(x, token_positions=nx.arange("seq", 5)))
+    low = Attention.from_config("attn", None, 8, 4, 2, query_key_norm=True, dtype=dtype)
+    low = low.bind_variables(
+        [Parameter(label=p.label, value=p.value.astype(dtype)) for p in unbind_params(exact)[1]]
+    )
+    y = call(low, x.astype(dtype))
+    assert y.dtype == dtype
+    bound = 0.05 if dtype == jnp.bfloat16 else 0.01
+    assert_close(raw(y, *x.named_shape), raw(call(exact, x), *x.named_shape), bound)
 
 
 def test_cross_attention(key):

@@ -273,6 +273,10 @@ class Attention(Layer):
         Raises:
             ValueError: If num_heads is no multiple of num_kv_heads, or embedding_dim none of num_heads
                 where projection_dim is not given.
+
+        >>> layer = Attention.from_config("attn", None, embedding_dim=8, num_heads=4, num_kv_heads=2)
+        >>> layer.input_to_value.out_axis_names
+        ('head_groups', 'projection')
         """
         user = f"{cls.__name__}.from_config({name!r})"
         heads = _attention_builder.head_axes(user, num_heads, num_kv_heads or num_heads)

@@ -39,6 +39,9 @@ def alibi_slopes(head_axes: dict[str, int]) -> nx.NamedArray:
 
     Raises:
         ValueError: If there is no head.
+
+    >>> alibi_slopes({"heads": 4}).unwrap("heads").tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
     """
     heads = math.prod(head_axes.values())
     if heads < 1:

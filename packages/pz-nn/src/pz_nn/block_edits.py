@@ -103,6 +103,12 @@ def edit_blocks(
     Raises:
         IndexError: If there is no such block.
         ValueError: If the edit changes something outside of any layer.
+
+    >>> from pz_nn.linear_and_affine import ConstantRescale
+    >>> stack = LayerStack(ConstantRescale(1.0), "blocks", 4)
+    >>> edited = edit_blocks(stack, [1, 3], lambda block: ConstantRescale(10.0))
+    >>> edited(nx.ones({"f": 1})).unwrap("f").tolist()
+    [100.0]
     """
     chosen = _mask(stack, blocks)
     original = stack.stacked_sublayers

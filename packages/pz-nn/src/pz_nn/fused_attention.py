@@ -184,6 +184,11 @@ def use_fused_attention(
     Raises:
         FusedAttentionError: If a site needs its explicit weights; nothing is changed then.
         ValueError: If there is no attention layer.
+
+    >>> from pz_core.selectors import select
+    >>> layer = Attention.from_config("attn", None, embedding_dim=8, num_heads=2)
+    >>> type(use_fused_attention(select(layer)).query_key_to_attn).__name__
+    'PrepareAttention'
     """
     kinds = (Attention, KVCachingAttention, RingKVCachingAttention)
     layers = selection.at_instances_of(kinds)

@@ -110,6 +110,15 @@ def kv_cache_overflows(model: Any, new_tokens: int, **side_inputs: Any) -> bool 
 
     Raises:
         KeyError: If the index of a cache's end is not among the side inputs.
+
+    >>> from pz_nn.attention import Attention, KVCachingAttention
+    >>> layer = Attention.from_config("attn", None, embedding_dim=8, num_heads=2)
+    >>> axes = {"heads": 2, "projection": 4}
+    >>> cached = KVCachingAttention.from_uncached(layer, "seq", 16, axes, "cache_end_index")
+    >>> kv_cache_overflows(cached, new_tokens=4, cache_end_index=12)
+    False
+    >>> kv_cache_overflows(cached, new_tokens=5, cache_end_index=12)
+    True
     """
     flag: bool | jax.Array = False
     for layer in _caching_layers(model):

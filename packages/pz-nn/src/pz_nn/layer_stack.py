@@ -4,10 +4,17 @@ A `LayerStack` holds a single prototype block whose named arrays carry an extra 
 `jax.lax.scan` over that axis, so time to trace and compile, and the size of the program, do not grow
 with depth.
 
-    stack = LayerStack.from_sublayer_builder(
-        make_block, "blocks", 24, key, {"name": "model/blocks"}
-    )
-    y = stack(x, token_positions=positions)    # as 24 blocks one after another
+>>> import jax
+>>> from pz_named import named_axes as nx
+>>> from pz_nn.linear_and_affine import Linear
+>>> def make_block(name, init_base_rng):
+...     return Linear.from_config(name, init_base_rng, {"f": 2}, {"f": 2})
+>>> key = jax.random.key(0)
+>>> stack = LayerStack.from_sublayer_builder(make_block, "blocks", 24, key, {"name": "model/blocks"})
+>>> stack(nx.ones({"f": 2})).named_shape                          # as 24 blocks one after another
+{'f': 2}
+>>> stack.stacked_sublayers.sublayers[0].weights.value.named_shape
+{'blocks': 24, 'f': 2, 'f_out': 2}
 
 What varies between blocks is told by names alone: a named array with the stack axis differs per block,
 everything else is shared. State variables say the same in their metadata:

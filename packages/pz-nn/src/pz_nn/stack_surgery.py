@@ -1,7 +1,14 @@
 """Taking layer stacks apart into blocks and putting blocks together into stacks.
 
-    blocks = unstack(stack)                      # a Sequential of separate blocks
-    stack = restack(blocks, "blocks")            # and back
+>>> from pz_core.variables import Parameter
+>>> from pz_named import named_axes as nx
+>>> from pz_nn.linear_and_affine import AddBias
+>>> bias = Parameter(label="model/blocks/b.bias", value=nx.arange("blocks", 3))
+>>> blocks = unstack(LayerStack(AddBias(bias, ()), "blocks", 3))  # a Sequential of separate blocks
+>>> blocks.sublayers[2].bias.label
+'model/block_2/b.bias'
+>>> restack(blocks, "blocks").stacked_sublayers.bias.label        # and back
+'model/blocks/b.bias'
 
 Labels follow: `<name>/blocks/…` in the stack is `<name>/block_{i}/…` in block i.
 
