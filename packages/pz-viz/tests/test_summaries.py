@@ -75,6 +75,15 @@ def test_rows_are_grouped_to_a_depth():
     assert len(pz_viz.summary_rows(model)) == 4
 
 
+def test_a_block_whose_arrays_are_all_shared_says_so():
+    shared = linear("shared").weights
+    [_, row] = pz_viz.summary_rows([Linear(shared), Linear(shared)], depth=1)
+    assert (row.arrays, row.count, row.shared_with) == (0, 0, "[0].weights")
+    assert (
+        "shared with [0].weights" in pz_viz.summary([Linear(shared), Linear(shared)], depth=1).text
+    )
+
+
 def test_roles_of_bound_frozen_unbound_and_state():
     model = Chain([linear("a"), StateVariable(jnp.zeros(2), label="s")])
     roles = [row.roles for row in pz_viz.summary_rows(model)]
@@ -125,6 +134,7 @@ def test_operations_of_each_block():
     text = pz_viz.summary(model, depth=1, inputs=(jnp.ones((32, 8)),)).text
     assert "operations" in text
     assert "8.19e+03" in text
+    assert text.splitlines()[-2].split()[-1] == "1.23e+04"  # the whole model
     assert "a loop counts as one turn" in text
 
 

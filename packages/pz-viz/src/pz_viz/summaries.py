@@ -10,24 +10,12 @@ of `jax.ShapeDtypeStruct`.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-import pz_named as nx
-from pz_core.struct import Struct
-from pz_core.tree_util import tree_flatten_exactly_one_level
-from pz_core.variables import (
-    AbstractVariable,
-    AbstractVariableSlot,
-    AbstractVariableValue,
-    Parameter,
-)
-from pz_named.named_axes import NamedArrayBase
-from pz_viz._arrays import shape_text
+from pz_viz._array_walk import Found, dtype_and_size, shape_of, sharding_text, walk
 from pz_viz._flops import flops_by_keypath
 from pz_viz._markup import escaped, table, visible
 from pz_viz.views import View
@@ -69,117 +57,19 @@ class SummaryRow:
     flops: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """An array or slot, and where it stands.
-
-    Attributes:
-      keypath: Its key path.
-      structs: Key path and class of every struct around it, from the root on.
-      value: A named array, an array, or a slot.
-      role: See `SummaryRow.roles`.
-      identity: Equal for appearances of the same thing.
-    """
-
-    keypath: tuple[Any, ...]
-    structs: tuple[tuple[tuple[Any, ...], str], ...]
-    value: Any
-    role: str
-    identity: Any
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (NamedArrayBase, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
-
-
-def _role(variable: Any) -> str:
-    if isinstance(variable, Parameter):
-        return "trainable"
-    if isinstance(variable, AbstractVariable):
-        return "state"
-    return "frozen"
-
-
-def _arrays_of_variable(found: _Found) -> Iterator[_Found]:
-    """The arrays in a variable's value, which may be a tree."""
-    variable = found.value
-    pairs = jax.tree_util.tree_leaves_with_path(
-        variable.value, is_leaf=lambda x: isinstance(x, NamedArrayBase)
-    )
-    for keypath, value in pairs:
-        if _is_array(value):
-            inside = (*found.keypath, *keypath)
-            identity = (variable.get_slot(), keypath)
-            yield dataclasses.replace(
-                found, keypath=inside, value=value, role=_role(variable), identity=identity
-            )
-
-
-def _walk(model: Any) -> Iterator[_Found]:
-    """Everything that holds data or stands for it, in flatten order."""
-    stack = [_Found((), (), model, "array", None)]
-    while stack:
-        found = stack.pop()
-        value = found.value
-        if isinstance(value, (AbstractVariable, AbstractVariableValue)):
-            yield from _arrays_of_variable(found)
-        elif isinstance(value, AbstractVariableSlot):
-            yield dataclasses.replace(found, role="slot", identity=value)
-        elif _is_array(value):
-            yield dataclasses.replace(found, identity=id(getattr(value, "data_array", value)))
-        else:
-            structs = found.structs
-            if isinstance(value, Struct) or not found.keypath:
-                structs = (*structs, (found.keypath, type(value).__name__))
-            level = tree_flatten_exactly_one_level(value)
-            for key, child in reversed(level[0] if level else []):
-                stack.append(_Found((*found.keypath, key), structs, child, "array", None))
-
-
-def _dtype_and_size(value: Any) -> tuple[str, int, int]:
-    data = getattr(value, "data_array", value)
-    count = math.prod(data.shape)
-    return str(data.dtype), count, count * int(getattr(data.dtype, "itemsize", 0))
-
-
-def _shape(value: Any) -> str:
-    if isinstance(value, NamedArrayBase):
-        return shape_text(value)
-    return f"{value.dtype}({', '.join(map(str, value.shape))})"
-
-
-def _sharding(value: Any) -> str:
-    """`f:x, h:y`; "replicated" on several devices; empty on one."""
-    sharding = getattr(getattr(value, "data_array", value), "sharding", None)
-    devices = getattr(sharding, "device_set", ())
-    if len(devices) < 2:
-        return ""
-    try:
-        axes: Mapping[Any, Any]
-        if isinstance(value, NamedArrayBase):
-            axes = nx.sharding_of(value)
-        else:
-            spec = tuple(sharding.spec)  # type: ignore[union-attr]  # checked by the handler
-            axes = {i: x if isinstance(x, tuple) else (x,) for i, x in enumerate(spec) if x}
-    except (TypeError, AttributeError):
-        return f"{len(devices)} devices"
-    split = [f"{name}:{'+'.join(map(str, over))}" for name, over in axes.items() if over]
-    return ", ".join(split) or "replicated"
-
-
-def _row_of(found: _Found, first_path: str | None) -> SummaryRow:
+def _row_of(found: Found, first_path: str | None) -> SummaryRow:
     path = jax.tree_util.keystr(found.keypath)
     holder = found.structs[-1][1] if found.structs else ""
     if found.role == "slot":
         return SummaryRow(path, holder, 0, "", (), 0, 0, ("slot",), "", first_path)
     try:
-        dtype, count, size = _dtype_and_size(found.value)
-        shape = _shape(found.value)
+        dtype, count, size = dtype_and_size(found.value)
+        shape = shape_of(found.value)
     except (AttributeError, ValueError, TypeError):  # after a tree map the leaf may be anything
         return SummaryRow(path, holder, 0, "invalid", (), 0, 0, (found.role,))
     if first_path is not None:
         return SummaryRow(path, holder, 0, shape, (dtype,), 0, 0, (found.role,), "", first_path)
-    sharding = _sharding(found.value)
+    sharding = sharding_text(found.value)
     return SummaryRow(path, holder, 1, shape, (dtype,), count, size, (found.role,), sharding)
 
 
@@ -200,6 +90,7 @@ def _merged(path: str, holder: str, rows: Sequence[SummaryRow]) -> SummaryRow:
         bytes=sum(row.bytes for row in rows),
         roles=_unique(role for row in rows for role in row.roles),
         sharding="; ".join(_unique(row.sharding for row in rows if row.sharding)),
+        shared_with=rows[0].shared_with if rows and all(r.shared_with for r in rows) else None,
     )
 
 
@@ -226,6 +117,16 @@ def summary_rows(
     Raises:
       ValueError: For a negative depth, or inputs without a depth.
     """
+    return _rows_and_operations(model, depth, inputs, keyword_inputs)[0]
+
+
+def _rows_and_operations(
+    model: Any,
+    depth: int | None,
+    inputs: tuple[Any, ...] | None,
+    keyword_inputs: Mapping[str, Any] | None,
+) -> tuple[tuple[SummaryRow, ...], float | None]:
+    """The rows, and the operations of one call of the whole model."""
     if depth is not None and depth < 0:
         raise ValueError(f"summary: depth={depth}; it counts structs below the root, from 0 on.")
     if depth is None and (inputs is not None or keyword_inputs is not None):
@@ -234,7 +135,7 @@ def summary_rows(
         )
     first: dict[Any, str] = {}
     groups: dict[tuple[Any, ...], tuple[str, list[SummaryRow]]] = {}
-    for found in _walk(model):
+    for found in walk(model):
         path = jax.tree_util.keystr(found.keypath)
         earlier = first.get(found.identity)
         first.setdefault(found.identity, path)
@@ -247,12 +148,13 @@ def summary_rows(
     flops: Mapping[tuple[Any, ...], float | None] = {}
     if inputs is not None or keyword_inputs is not None:
         flops = flops_by_keypath(model, list(groups), inputs or (), keyword_inputs or {})
-    return tuple(
+    merged = tuple(
         dataclasses.replace(
             _merged(jax.tree_util.keystr(keypath), holder, rows), flops=flops.get(keypath)
         )
         for keypath, (holder, rows) in groups.items()
     )
+    return merged, flops.get(())
 
 
 def summary(
@@ -287,20 +189,29 @@ def summary(
     ['w']  dict   float32(2, 3)         6   24 B  array
     total         1 array               6   24 B
     """
-    rows = summary_rows(model, depth=depth, inputs=inputs, keyword_inputs=keyword_inputs)
-    head, align, lines, total = _cells(rows)
+    head, align, lines, total = _cells(*_rows_and_operations(model, depth, inputs, keyword_inputs))
     text = f"{visible(title)}\n{table([head, *lines, total], align)}"
     note = "Operations are those of one call; a loop counts as one turn." if inputs else ""
     body = _table_markup(title, head, align, lines, total, note)
     return View(title, body, f"{text}\n{note}".rstrip(), height=min(900, 120 + 30 * len(lines)))
 
 
-def rich_summary(model: Any, **options: Any) -> Any:
+def rich_summary(
+    model: Any,
+    *,
+    depth: int | None = None,
+    inputs: tuple[Any, ...] | None = None,
+    keyword_inputs: Mapping[str, Any] | None = None,
+    title: str = "Summary",
+) -> Any:
     """The same table as a `rich.table.Table`, for terminals with colour.
 
     Args:
       model: See `summary`.
-      **options: See `summary`.
+      depth: See `summary`.
+      inputs: See `summary`.
+      keyword_inputs: See `summary`.
+      title: See `summary`.
 
     Raises:
       ImportError: If rich is not installed.
@@ -313,8 +224,7 @@ def rich_summary(model: Any, **options: Any) -> Any:
             "rich_summary draws with rich, which is not installed. Install it with: "
             'pip install "pz-viz[rich]", or print(pz_viz.summary(model)).'
         ) from exc
-    title = options.pop("title", "Summary")
-    head, align, lines, total = _cells(summary_rows(model, **options))
+    head, align, lines, total = _cells(*_rows_and_operations(model, depth, inputs, keyword_inputs))
     drawn = Table(title=Text(visible(title)), show_footer=True)
     for name, side, last in zip(head, align, total, strict=True):
         drawn.add_column(name, Text(last), justify="right" if side == ">" else "left")
@@ -362,11 +272,10 @@ def _shape_cell(row: SummaryRow) -> str:
 
 
 def _cells(
-    rows: Sequence[SummaryRow],
+    rows: Sequence[SummaryRow], operations: float | None
 ) -> tuple[list[str], str, list[list[str]], list[str]]:
     """Column heads, alignments, the lines of the table, and its last line."""
     total = _merged("", "", rows)
-    total = dataclasses.replace(total, flops=next((r.flops for r in rows if not r.path), None))
     shown = list(rows[:MOST_ROWS])
     rest = rows[MOST_ROWS:]
     if rest:
@@ -382,6 +291,7 @@ def _cells(
         "shape": f"{total.arrays:,} array" + ("" if total.arrays == 1 else "s"),
         "elements": f"{total.count:,}",
         "bytes": _bytes_text(total.bytes),
+        "operations": _flops_text(operations),
     }
     heads = [name for name, _, _ in columns]
     align = "".join(side for _, side, _ in columns)
