@@ -164,11 +164,15 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 def test_compiled_equals_eager_and_order_of_axes_does_not_matter(name):
     _, sides = LAYERS[name]
     layer, eager = build(name, jnp.float32), result(name)
-    compiled = jax.jit(lambda v: layer(v, **sides))(INPUT)
+
+    @jax.jit
+    def run(x):
+        return layer(x, **sides), layer(x.order_as("f", "n", "s"), **sides)
+
+    compiled, permuted = run(INPUT)
     assert axis_order(compiled) == axis_order(eager)
     assert compiled.dtype == eager.dtype == jnp.float32
     assert_close(raw(compiled), raw(eager), 2e-6)
-    permuted = jax.jit(lambda v: layer(v, **sides))(INPUT.order_as("f", "n", "s"))
     assert_close(raw(permuted, *eager.named_shape), raw(eager), 2e-6)
 
 
@@ -192,6 +196,17 @@ def test_gradient(name, float64):
         return layer(nx.wrap(data, "n", "s", "f"), **sides).with_positional_prefix().data_array
 
     check_gradients(run, raw(named(1, {"n": 1, "s": 4, "f": 6})))
+
+
+def test_the_check_of_gradients_can_fail(float64):
+    @jax.custom_vjp
+    def wrong(x):
+        return jnp.sin(x)
+
+    wrong.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (1.001 * g * jnp.cos(x),))
+    with pytest.raises(AssertionError):
+        check_gradients(wrong, np.arange(3.0))
+    check_gradients(jnp.sin, np.arange(3.0))
 
 
 @every_layer

@@ -41,7 +41,6 @@ def test_vector():
     assert_close(raw(layer(x, positions=nx.wrap(1))), expected, 1e-6)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "axes, position_axes", [("bshe", "s"), ("bshe", "bs"), ("behs", "sb"), ("ehsb", "s")]
 )

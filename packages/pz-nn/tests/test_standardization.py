@@ -33,7 +33,6 @@ def rms(x, axis, eps=1e-6):
     return x / np.sqrt((x**2).mean(axis, keepdims=True) + eps)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("layer, oracle", [(Standardize, standardize), (RMSStandardize, rms)])
 @pytest.mark.parametrize("across", ["b", ("c", "a"), ()])
 def test_statistics(layer, oracle, across):
