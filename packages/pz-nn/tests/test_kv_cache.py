@@ -9,6 +9,7 @@ from block_zoo import CAPACITY, F, H, P, attention, attention_block, caching
 from nn_helpers import assert_close, axis_order, named, raises, raw
 
 from pz_core.variables import (
+    Parameter,
     StateVariable,
     bind_variables,
     freeze_params,
@@ -118,6 +119,34 @@ def test_caches_keep_their_layout(key):
         assert [axis_order(c) for c in state.value] == keys_and_values
         assert (raw(state.value[0])[..., 3:] == 0).all()
         assert (raw(state.value[0])[..., :3] != 0).all()
+
+
+def test_caches_in_nested_stacks(key):
+    """Both stacks write into one buffer."""
+
+    def inner(name, init_base_rng):
+        return LayerStack.from_sublayer_builder(caching, "inner", 2, init_base_rng, {"name": name})
+
+    nested = LayerStack.from_sublayer_builder(inner, "outer", 2, key, {"name": "net"})
+    flat = LayerStack.from_sublayer_builder(caching, "blocks", 4, None, {"name": "net"})
+    _, variables = unbind_variables(nested, lambda v: isinstance(v, Parameter))
+    merged = [
+        Parameter(label=p.label, value=_flattened(p.value, ("outer", "inner"), "blocks"))
+        for p in variables
+    ]
+    x = named(0, {"batch": 2, "seq": 4, "f": F})
+    expected = run_in_pieces(flat.bind_variables(merged), x, [0, 4])
+    y = run_in_pieces(nested, x, [0, 2, 3, 4])
+    assert_close(raw(y, "batch", "seq", "f"), raw(expected, "batch", "seq", "f"))
+    (state,) = [v for v in unbind_variables(nested)[1] if isinstance(v, StateVariable)]
+    assert axis_order(state.value[0]) == ["outer", "inner", "batch", "heads", "p", "seq"]
+
+
+def _flattened(array, axes, name):
+    data = array.untag_prefix(*axes).with_positional_prefix()
+    rest = list(data.named_axes)
+    merged = data.data_array.reshape(-1, *data.data_array.shape[len(axes) :])
+    return nx.wrap(merged, name, *rest)
 
 
 def test_from_uncached():

@@ -10,6 +10,9 @@ what masks the result; `Attention` only fixes who feeds whom:
 Masks compare *positions*, which come in as side inputs, never indices: position -1 marks padding and
 slots of a cache that nothing has filled.
 
+The module is long because these classes are known by this path; masks, biases, ring caches and fused
+attention that came later stand in modules of their own.
+
 Source: Vaswani et al., "Attention Is All You Need" (2017).
 """
 

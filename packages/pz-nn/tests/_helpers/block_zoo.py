@@ -18,12 +18,14 @@ from pz_nn.attention import (
     KVCachingAttention,
 )
 from pz_nn.basic_ops import Elementwise, Softmax
+from pz_nn.batch_norm import BatchNorm
 from pz_nn.combinators import BranchAndMultiplyTogether, Residual
 from pz_nn.dropout import StochasticDropout
 from pz_nn.embeddings import ApplyRoPE
 from pz_nn.grouping import Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear, NamedEinsum
+from pz_nn.mixture_of_experts import MixtureOfExperts
 from pz_nn.standardization import LayerNorm, RMSLayerNorm
 
 F, H, P = 4, 2, 4
@@ -138,6 +140,17 @@ def caching(name, init_base_rng, *, capacity=CAPACITY):
     )
 
 
-STATELESS = [affine, gated_mlp, layer_norm, attention_block, sliding_block]
-STATEFUL = [dropout, counting, remembering, caching]
+def batch_norm(name, init_base_rng):
+    return Sequential(
+        [affine(name, init_base_rng), BatchNorm.from_config(f"{name}/bn", init_base_rng, {"f": F})]
+    )
+
+
+def experts(name, init_base_rng):
+    moe = MixtureOfExperts.from_config(f"{name}/moe", init_base_rng, {"f": F}, {"h": H}, 3, 2)
+    return Residual(moe)
+
+
+STATELESS = [affine, gated_mlp, layer_norm, attention_block, sliding_block, experts]
+STATEFUL = [dropout, batch_norm, counting, remembering, caching]
 ZOO = [*STATELESS, *STATEFUL]
