@@ -48,7 +48,7 @@ class Wrapper:
     """As pz_models' own tokenizer: holds a `tokenizers.Tokenizer`."""
 
     def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+        self.backend = tokenizer
 
 
 @pytest.mark.smoke

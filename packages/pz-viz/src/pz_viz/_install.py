@@ -34,7 +34,6 @@ def install() -> None:
 
     A handler that somebody registered for one of our classes before stays.
     """
-    type_registries.update_registries_for_imports()
     for kind, handler in HANDLERS.items():
         type_registries.TREESCOPE_HANDLER_REGISTRY.setdefault(kind, handler)
     adapter = _arrays.NamedArrayAdapter()
