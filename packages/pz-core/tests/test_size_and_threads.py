@@ -14,6 +14,7 @@ from pz_core_trees import Box, Net, WithInit
 
 import pz_core
 from pz_core import (
+    ClosedOverVariableError,
     NotInThisPartition,
     Parameter,
     RandomStream,
@@ -24,7 +25,12 @@ from pz_core import (
     select,
 )
 from pz_core.auto_order_types import AutoOrderedAcrossTypes
-from pz_core.selectors import SelectionHole, SelectionQuote
+from pz_core.selectors import (
+    MissingReplacementError,
+    SelectionCountError,
+    SelectionHole,
+    SelectionQuote,
+)
 from pz_core.struct import StructStaticMetadata
 from pz_core.tree_diff import diff
 from pz_core.tree_patch import patch
@@ -178,8 +184,25 @@ def test_variables_keep_label_and_value(variable, method):
     assert duplicate.get_slot() == variable.get_slot()
     assert duplicate.metadata == variable.metadata
     jax.tree.map(np.testing.assert_array_equal, duplicate.value, variable.value)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("duplicate", [lambda s: pickle.loads(pickle.dumps(s)), copy.deepcopy])
+def test_random_streams_go_on_apart(duplicate):
     stream = RandomStream.from_base_key(jax.random.key(0))
-    assert copy.deepcopy(stream).offset is not stream.offset
+    stream.next_key()
+    other = duplicate(stream)
+    assert (other.next_key() == stream.next_key()).all()
+    stream.next_key()
+    assert (int(other.offset.value), int(stream.offset.value)) == (2, 3)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    "error", [MissingReplacementError, SelectionCountError, ClosedOverVariableError]
+)
+def test_errors_pickle(error):
+    assert str(pickle.loads(pickle.dumps(error("the 'text'")))) == "the 'text'"
 
 
 @pytest.mark.parametrize(
