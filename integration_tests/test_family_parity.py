@@ -110,6 +110,20 @@ CASES = {
             },
         },
     ),
+    "gpt-neox": ("GPTNeoX", {"num_key_value_heads": None}),
+    "gpt-neox-sequential": (
+        "GPTNeoX",
+        {
+            "num_key_value_heads": None,
+            "use_parallel_residual": False,
+            "layer_norm_eps": 0.1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 77.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
     "smollm-3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
 }
 TOKENS = np.random.default_rng(0).integers(0, 97, 24)

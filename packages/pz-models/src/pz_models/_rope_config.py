@@ -37,7 +37,9 @@ class RotarySettings:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_rotary(reader: ConfigReader, default_base: float = 10_000.0) -> RotarySettings:
+def read_rotary(
+    reader: ConfigReader, default_base: float = 10_000.0, default_fraction: float = 1.0
+) -> RotarySettings:
     """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
     base = reader.get("rope_theta", float, default_base)
     settings = dict(reader.get("rope_scaling", dict, {}))
@@ -47,7 +49,7 @@ def read_rotary(reader: ConfigReader, default_base: float = 10_000.0) -> RotaryS
     original = reader.get("original_max_position_embeddings", int)
     if original is not None:  # Phi-3 states it outside, and that wins
         settings["original_max_position_embeddings"] = original
-    fraction = reader.get("partial_rotary_factor", float, 1.0)
+    fraction = reader.get("partial_rotary_factor", float, default_fraction)
     settings.setdefault("partial_rotary_factor", fraction)
     return rotary_from_mapping(settings, longest, reader.source)
 

@@ -32,8 +32,8 @@ __all__ = ["ENTRY_POINT_GROUP", "Family", "family_of", "known_families"]
 ENTRY_POINT_GROUP = "pz_models.families"
 
 _VARIANTS = "pz_models.transformer.variants"
-_LLAMALIKE = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-_BUILT_IN = {name: f"{_VARIANTS}.{name}:FAMILY" for name in _LLAMALIKE} | {
+_ONE_A_MODULE = ("gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+_BUILT_IN = {name: f"{_VARIANTS}.{name}:FAMILY" for name in _ONE_A_MODULE} | {
     "gemma": f"{_VARIANTS}.gemma:GEMMA",
     "gemma2": f"{_VARIANTS}.gemma:GEMMA_2",
     "gemma3_text": f"{_VARIANTS}.gemma:GEMMA_3",
@@ -52,6 +52,7 @@ class Family:
       build: That dataclass -> the model with parameter slots.
       parameters: That dataclass -> parameters outside of blocks, and a list of them per block.
       is_ignored: Tells stored tensors that are no parameter (buffers that old files hold).
+      aliases: Name of a stored tensor -> another name that some versions of transformers use.
     """
 
     model_type: str
@@ -62,6 +63,7 @@ class Family:
         [Any], tuple[Sequence[StoredParameter], Sequence[Sequence[StoredParameter]]]
     ]
     is_ignored: Callable[[str], bool] = lambda key: False
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def known_families() -> dict[str, str]:

@@ -113,7 +113,12 @@ def model_from_checkpoint(
         use_layer_stack=use_layer_stack,
     )
     outer, blocks = family.parameters(config)
-    reads = plan_reads(outer, blocks)
+    reads = [
+        dataclasses.replace(read, key=family.aliases[read.key])
+        if read.key not in checkpoint.tensors and read.key in family.aliases
+        else read
+        for read in plan_reads(outer, blocks)
+    ]
     tied = not any(read.key == "lm_head.weight" for read in reads)
 
     def is_ignored(key: str) -> bool:

@@ -1,6 +1,7 @@
 """The families of transformers, one module each."""
 
 from pz_models.transformer.variants import gemma as gemma
+from pz_models.transformer.variants import gpt_neox as gpt_neox
 from pz_models.transformer.variants import llama as llama
 from pz_models.transformer.variants import llamalike_common as llamalike_common
 from pz_models.transformer.variants import mistral as mistral
@@ -12,6 +13,7 @@ from pz_models.transformer.variants import smollm3 as smollm3
 
 __all__ = [
     "gemma",
+    "gpt_neox",
     "llama",
     "llamalike_common",
     "mistral",

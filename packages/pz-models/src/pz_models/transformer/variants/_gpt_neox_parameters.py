@@ -1,0 +1,88 @@
+"""Where GPT-NeoX checkpoints keep each parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pz_models.parameter_plan import StoredParameter
+
+if TYPE_CHECKING:
+    from pz_models.transformer.variants.gpt_neox import GPTNeoXTransformerConfig
+
+__all__ = ["gpt_neox_parameters"]
+
+
+def gpt_neox_parameters(
+    config: GPTNeoXTransformerConfig,
+) -> tuple[list[StoredParameter], list[list[StoredParameter]]]:
+    """Parameters outside of blocks, and those of each block."""
+    stream = {"embedding": config.embedding_dim}
+    tokens = {"vocabulary": config.vocab_size}
+    outer = [
+        StoredParameter("embedder.embeddings", "gpt_neox.embed_in.weight", tokens | stream),
+        StoredParameter("lm_head.weights", "embed_out.weight", tokens | stream),
+        *_norm("final_norm", "gpt_neox.final_layer_norm", stream),
+    ]
+    layer = "gpt_neox.layers.{i}"
+    wide = {"neurons": config.mlp_hidden_dim}
+    block = [
+        *_norm("pre_attention_norm", f"{layer}.input_layernorm", stream),
+        *_norm("pre_ffw_norm", f"{layer}.post_attention_layernorm", stream),
+        *_attention(config, f"{layer}.attention"),
+        *_affine("mlp/in", f"{layer}.mlp.dense_h_to_4h", wide, stream),
+        *_affine("mlp/out", f"{layer}.mlp.dense_4h_to_h", stream, wide),
+    ]
+    return outer, [block] * config.num_decoder_blocks
+
+
+def _attention(config: GPTNeoXTransformerConfig, key: str) -> list[StoredParameter]:
+    """The fused projection holds, for each head, its rows of query, key and value."""
+    stream = {"embedding": config.embedding_dim}
+    heads = {"heads": config.num_attention_heads, "projection": config.projection_dim}
+    count, size, width = config.num_attention_heads, config.projection_dim, config.embedding_dim
+    found = []
+    for index, part in enumerate(("query", "key", "value")):
+        found += [
+            StoredParameter(
+                f"attention/{part}/Linear.weights",
+                f"{key}.query_key_value.weight",
+                heads | stream,
+                shape=(count * 3 * size, width),
+                view=(count, 3, size, width),
+                region=(slice(None), index),
+            ),
+            StoredParameter(
+                f"attention/{part}/AddBias.bias",
+                f"{key}.query_key_value.bias",
+                heads,
+                shape=(count * 3 * size,),
+                view=(count, 3, size),
+                region=(slice(None), index),
+            ),
+        ]
+    return [
+        *found,
+        StoredParameter(
+            "attention/output/Linear.weights",
+            f"{key}.dense.weight",
+            stream | heads,
+            shape=(width, count * size),
+        ),
+        StoredParameter("attention/output/AddBias.bias", f"{key}.dense.bias", stream),
+    ]
+
+
+def _norm(label: str, key: str, axes: dict[str, int]) -> list[StoredParameter]:
+    return [
+        StoredParameter(f"{label}/scale.weights", f"{key}.weight", axes),
+        StoredParameter(f"{label}/shift.bias", f"{key}.bias", axes),
+    ]
+
+
+def _affine(
+    label: str, key: str, out: dict[str, int], into: dict[str, int]
+) -> list[StoredParameter]:
+    return [
+        StoredParameter(f"{label}/Linear.weights", f"{key}.weight", out | into),
+        StoredParameter(f"{label}/AddBias.bias", f"{key}.bias", out),
+    ]
