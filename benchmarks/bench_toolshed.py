@@ -159,19 +159,23 @@ def finetuning_step() -> list[Row]:
     adapters = {}
     for name in _ADAPTED:
         layers, out, size = weights[name].shape
-        adapters[name] = (jnp.full((layers, size, RANK), 0.01), jnp.zeros((layers, RANK, out)))
+        adapters[name] = (
+            jnp.full((layers, size, RANK), 0.01, jnp.float32),
+            jnp.zeros((layers, RANK, out)),
+        )
     theirs = _Handwritten(
         adapters, weights, lambda t, w: {**w, **{n: (w[n], *t[n]) for n in _ADAPTED}}
     )
+    name = "hand-written JAX + optax"
     with mock.patch.object(handwritten_llama, "_matmul", _adapted_matmul):
         np.testing.assert_allclose(ours(), theirs(), rtol=1e-4)
-    return compare(
-        "LoRA step, rank 8 on all linears, 135M",
-        ours,
-        {"hand-written JAX + optax": theirs},
-        targets={"hand-written JAX + optax": 1.05},
-        max_s=120,
-    )
+        return compare(
+            "LoRA step, rank 8 on all linears, 135M",
+            ours,
+            {name: theirs},
+            targets={name: 1.05},
+            max_s=120,
+        )
 
 
 # --- the trainer's own work ------------------------------------------------------------------------

@@ -37,9 +37,9 @@ import jax.numpy as jnp
 
 from pz_core.struct import Struct, pytree_dataclass
 from pz_core.variables import Parameter, StateVariable
+from pz_toolshed._packed_tree import Packed
 from pz_toolshed._training_step import (
     ModelParts,
-    Packed,
     StepResult,
     compiled_step,
     gradients,
