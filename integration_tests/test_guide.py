@@ -291,17 +291,17 @@ def test_defining_custom_layer_logic():
 # --------------------------------------------------------------------- Loading Pretrained Models
 
 
-def saved_and_loaded(hf_class, config_class, folder):
+def saved_and_loaded(hf_class, config_class, folder, **config):
     """Saves a small model with random weights; returns what `from_pretrained` makes of it."""
-    config = config_class(
+    sizes = config_class(
         vocab_size=20,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=2,
+        **config,
     )
-    hf_class(config).save_pretrained(folder)
+    hf_class(sizes).save_pretrained(folder)
     return hf_class.from_pretrained(folder)
 
 
@@ -319,7 +319,9 @@ def assert_computes_the_same(pz_model, hf_model):
 @pytest.mark.torch
 def test_loading_llama(tmp_path):
     transformers = pytest.importorskip("transformers")
-    hf_model = saved_and_loaded(transformers.LlamaForCausalLM, transformers.LlamaConfig, tmp_path)
+    hf_model = saved_and_loaded(
+        transformers.LlamaForCausalLM, transformers.LlamaConfig, tmp_path, num_key_value_heads=1
+    )
     pz_model = variants.llama.llama_from_huggingface_model(hf_model)
     assert_computes_the_same(pz_model, hf_model)
 
@@ -328,9 +330,19 @@ def test_loading_llama(tmp_path):
 def test_loading_mistral(tmp_path):
     transformers = pytest.importorskip("transformers")
     hf_model = saved_and_loaded(
-        transformers.MistralForCausalLM, transformers.MistralConfig, tmp_path
+        transformers.MistralForCausalLM, transformers.MistralConfig, tmp_path, num_key_value_heads=1
     )
     pz_model = variants.mistral.mistral_from_huggingface_model(hf_model)
+    assert_computes_the_same(pz_model, hf_model)
+
+
+@pytest.mark.torch
+def test_loading_gpt_neox(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    hf_model = saved_and_loaded(
+        transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig, tmp_path
+    )
+    pz_model = variants.gpt_neox.gpt_neox_from_huggingface_model(hf_model)
     assert_computes_the_same(pz_model, hf_model)
 
 

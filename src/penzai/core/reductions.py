@@ -13,10 +13,8 @@ from pz_named.reductions import cumsum as cumsum
 from pz_named.reductions import logsumexp as logsumexp
 from pz_named.reductions import max as max
 from pz_named.reductions import mean as mean
-from pz_named.reductions import median as median
 from pz_named.reductions import min as min
 from pz_named.reductions import prod as prod
-from pz_named.reductions import quantile as quantile
 from pz_named.reductions import std as std
 from pz_named.reductions import sum as sum
 from pz_named.reductions import var as var

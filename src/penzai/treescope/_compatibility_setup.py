@@ -8,6 +8,7 @@ from pz_viz.compatibility import disable_interactive_context as disable_interact
 from pz_viz.compatibility import display as display
 from pz_viz.compatibility import enable_interactive_context as enable_interactive_context
 from pz_viz.compatibility import in_notebook as in_notebook
+from pz_viz.compatibility import load_ipython_extension as load_ipython_extension
 from pz_viz.compatibility import register_as_default as register_as_default
 from pz_viz.compatibility import show as show
 

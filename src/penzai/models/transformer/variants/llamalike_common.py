@@ -25,5 +25,8 @@ from pz_models.transformer.variants.llamalike_common import (
 from pz_models.transformer.variants.llamalike_common import (
     build_llamalike_transformer as build_llamalike_transformer,
 )
+from pz_models.transformer.variants.llamalike_common import (
+    llamalike_from_huggingface_model as llamalike_from_huggingface_model,
+)
 
 _sys.modules[__name__] = _real
