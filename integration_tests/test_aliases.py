@@ -90,3 +90,26 @@ def test_pz_offers_the_same_objects():
 def test_the_legacy_paths_say_where_they_went(module):
     with pytest.raises(ImportError, match=r"not provided.*README"):
         importlib.import_module(module)
+
+
+# Every module path of Penzai V2; what a path holds is guarded by the aliases' own test.
+V2_MODULES = {
+    "core": "auto_order_types named_axes partitioning random_stream selectors shapecheck struct "
+    "syntactic_sugar tree_util variables",
+    "models": "simple_mlp transformer",
+    "models.transformer": "model_parts sampling_mode simple_decoding_loop variants",
+    "models.transformer.variants": "gemma gpt_neox llama llamalike_common mistral",
+    "nn": "attention basic_ops combinators dropout embeddings grouping layer layer_stack "
+    "linear_and_affine parameters standardization",
+    "pz": "nn ts",
+    "toolshed": "auto_nmap basic_training gradient_checkpointing isolate_submodel jit_wrapper lora "
+    "model_rewiring patch_ipdb save_intermediates sharding_util token_visualization unflaxify",
+    "treescope": "_compatibility_setup formatting_util repr_lib",
+}
+
+
+@pytest.mark.parametrize("package", V2_MODULES)
+def test_every_module_path_of_v2_is_here(package):
+    for name in V2_MODULES[package].split():
+        spec = importlib.util.find_spec(f"penzai.{package}.{name}")
+        assert spec is not None, name
