@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from pz_core.variables import LabeledVariable, LabeledVariableValue
+from pz_named.named_axes import NamedArrayBase
+from pz_nn._axes import Names, axis_indices
+from pz_nn._dtypes import is_floating
 
 AxisSizes = dict[str, int]
 
@@ -74,3 +79,45 @@ def label_prefix(parameter: Any) -> str:
         if isinstance(label, str) and label.endswith(".weights"):
             return f"({label.removesuffix('.weights')}) "
     return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def contracted_names(
+    summed: Names,
+    left_names: Names,
+    left_shape: tuple[int, ...],
+    right_names: Names,
+    right_shape: tuple[int, ...],
+) -> Names:
+    """Names of a contraction's result; raises as `contract` says."""
+    axis_indices(left_names, summed, "contract (left operand)")
+    axis_indices(right_names, summed, "contract (right operand)")
+    left_sizes = dict(zip(left_names, left_shape, strict=True))
+    right_sizes = dict(zip(right_names, right_shape, strict=True))
+    conflicts = [n for n in left_names if n in right_sizes and left_sizes[n] != right_sizes[n]]
+    if conflicts:
+        raise ValueError(
+            f"contract: axes of one name must agree in size, but {conflicts} do not. "
+            f"left.named_shape={left_sizes}, right.named_shape={right_sizes}. Rename the axis of one "
+            "operand if they are different things."
+        )
+    return (
+        *(name for name in left_names if name not in summed),
+        *(name for name in right_names if name not in left_sizes),
+    )
+
+
+def fits_linear(
+    value: Any, weight_sizes: Mapping[Any, int], out_axis_names: tuple[str, ...]
+) -> bool:
+    """Whether an input fits; cheap, because every call asks and only a misfit needs a report."""
+    if not isinstance(value, NamedArrayBase) or value.positional_shape:
+        return False
+    sizes = value.named_shape
+    for name, size in weight_sizes.items():
+        if name in out_axis_names:
+            if name in sizes:
+                return False
+        elif sizes.get(name) != size:
+            return False
+    return is_floating(value.dtype)

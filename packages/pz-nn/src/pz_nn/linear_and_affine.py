@@ -15,7 +15,6 @@ their builders; initializers live in `pz_nn.initializers` and are named here too
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +29,13 @@ from pz_nn import _einsum
 from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
 from pz_nn._contraction import contract_data
 from pz_nn._display import BIAS, LINEAR, tinted
-from pz_nn._dtypes import is_floating
-from pz_nn._linear_axes import check_disjoint, label_prefix, primed_output_names
+from pz_nn._linear_axes import (
+    check_disjoint,
+    contracted_names,
+    fits_linear,
+    label_prefix,
+    primed_output_names,
+)
 from pz_nn.grouping import Sequential
 from pz_nn.initializers import (
     LinearOperatorWeightInitializer,
@@ -138,7 +142,7 @@ def contract(
     """
     left_names, left_data = names_and_data(left, "contract")
     right_names, right_data = names_and_data(right, "contract")
-    result_names = _contracted_names(
+    result_names = contracted_names(
         as_names(names), left_names, left_data.shape, right_names, right_data.shape
     )
     data = contract_data(
@@ -151,32 +155,6 @@ def contract(
         preferred_element_type=preferred_element_type,
     )
     return with_names(result_names, data)
-
-
-@functools.lru_cache(maxsize=4096)
-def _contracted_names(
-    summed: Names,
-    left_names: Names,
-    left_shape: tuple[int, ...],
-    right_names: Names,
-    right_shape: tuple[int, ...],
-) -> Names:
-    """Names of a contraction's result; raises as `contract` says."""
-    axis_indices(left_names, summed, "contract (left operand)")
-    axis_indices(right_names, summed, "contract (right operand)")
-    left_sizes = dict(zip(left_names, left_shape, strict=True))
-    right_sizes = dict(zip(right_names, right_shape, strict=True))
-    conflicts = [n for n in left_names if n in right_sizes and left_sizes[n] != right_sizes[n]]
-    if conflicts:
-        raise ValueError(
-            f"contract: axes of one name must agree in size, but {conflicts} do not. "
-            f"left.named_shape={left_sizes}, right.named_shape={right_sizes}. Rename the axis of one "
-            "operand if they are different things."
-        )
-    return (
-        *(name for name in left_names if name not in summed),
-        *(name for name in right_names if name not in left_sizes),
-    )
 
 
 @pytree_dataclass
@@ -291,7 +269,7 @@ class Linear(Layer):
             UnboundVariableError: If the weights are an unfilled slot.
         """
         weights = self.weights.value
-        if not _fits_linear(value, weights.named_shape, self.out_axis_names):
+        if not fits_linear(value, weights.named_shape, self.out_axis_names):
             self._raise_misfit(value, weights.named_shape)
         return contract(
             self.in_axis_names,
@@ -404,22 +382,6 @@ class Linear(Layer):
         if not primed:
             return linear
         return LinearInPlace([linear, RenameAxes(tuple(primed.values()), tuple(primed))])
-
-
-def _fits_linear(
-    value: Any, weight_sizes: Mapping[Any, int], out_axis_names: tuple[str, ...]
-) -> bool:
-    """Whether an input fits; cheap, because every call asks and only a misfit needs a report."""
-    if not isinstance(value, NamedArrayBase) or value.positional_shape:
-        return False
-    sizes = value.named_shape
-    for name, size in weight_sizes.items():
-        if name in out_axis_names:
-            if name in sizes:
-                return False
-        elif sizes.get(name) != size:
-            return False
-    return is_floating(value.dtype)
 
 
 @pytree_dataclass
