@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from block_zoo import CountCalls, F, affine, attention_block, gated_mlp
+from block_zoo import CountCalls, F, affine
 from nn_helpers import assert_close, named, raises, raw
 
 from pz_core.selectors import select
 from pz_core.variables import Parameter, StateVariable, unbind_variables, variable_jit
 from pz_named import named_axes as nx
-from pz_nn.basic_ops import Elementwise, Softmax
+from pz_nn.basic_ops import Elementwise
 from pz_nn.block_edits import ForSomeBlocks, edit_blocks
 from pz_nn.grouping import Identity, Sequential
 from pz_nn.layer_stack import LayerStack
@@ -47,11 +47,15 @@ def swap_activation(block):
     return select(block).at_instances_of(Elementwise).set(Elementwise(jnp.tanh))
 
 
-def uniform_attention(block):
+def activated(name, init_base_rng):
+    return Sequential([affine(name, init_base_rng), Elementwise(jax.nn.relu)])
+
+
+def insert_before_activation(block):
     return (
         select(block)
-        .at_instances_of(Softmax)
-        .apply(lambda layer: Sequential([ConstantRescale(0.0), layer]))
+        .at_instances_of(Elementwise)
+        .apply(lambda layer: Sequential([ConstantRescale(3.0), layer]))
     )
 
 
@@ -63,8 +67,8 @@ def remove_block(_block):
     "builder, edit, switches",
     [
         (affine, halve_weights, 0),
-        (gated_mlp, swap_activation, 1),
-        (attention_block, uniform_attention, 1),
+        (activated, swap_activation, 1),
+        (activated, insert_before_activation, 1),
         (affine, remove_block, 1),
         (affine, lambda block: block, 0),
     ],
@@ -81,7 +85,7 @@ def test_edited_blocks_equal_blocks_edited_separately(builder, edit, switches, k
 
 
 def test_only_the_smallest_layer_is_chosen_between(key):
-    edited = edit_blocks(stack_of(gated_mlp, key), 1, swap_activation)
+    edited = edit_blocks(stack_of(activated, key), 1, swap_activation)
     (switch,) = select(edited).at_instances_of(ForSomeBlocks).get_sequence()
     assert isinstance(switch.original, Elementwise)
     assert raw(switch.chosen).tolist() == [False, True, False]
