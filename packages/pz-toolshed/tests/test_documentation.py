@@ -49,6 +49,7 @@ def imported_by(modules):
     ).stdout.split()
 
 
+@pytest.mark.smoke
 def test_what_needs_no_extra_imports_none():
     names = (
         "save_intermediates",

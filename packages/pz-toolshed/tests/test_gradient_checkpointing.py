@@ -15,8 +15,6 @@ from pz_nn.linear_and_affine import Linear
 from pz_toolshed.gradient_checkpointing import Checkpointed
 from pz_toolshed.jit_wrapper import Jitted
 
-pytestmark = pytest.mark.smoke
-
 POLICY = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
@@ -37,6 +35,7 @@ def test_value_and_gradient_equal_the_bare_layer(policy):
     tm.assert_trees_close(loss_and_gradient(wrapped, x), loss_and_gradient(model, x))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("jit", [False, True])
 def test_state_and_random_streams_advance_as_without_it(jit):
     def run(wrapper):
@@ -74,6 +73,7 @@ def test_one_remat_per_wrapped_call():
     assert text.count("checkpoint[") + text.count("remat2[") + text.count("remat[") == 2
 
 
+@pytest.mark.smoke
 def test_policy_is_structure_not_a_leaf():
     wrapped = Checkpointed(tm.block(tm.key(0)), POLICY)
     assert POLICY not in jax.tree_util.tree_leaves(wrapped)

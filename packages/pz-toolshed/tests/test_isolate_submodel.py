@@ -25,8 +25,6 @@ from pz_toolshed.isolate_submodel import (
 )
 from pz_toolshed.jit_wrapper import Jitted
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_isolated_linear_replays(jit):
@@ -47,6 +45,7 @@ def test_isolated_linear_replays(jit):
     )
 
 
+@pytest.mark.smoke
 def test_shared_state_and_a_random_stream_in_the_side_inputs():
     counter, dropout = tm.counter(), StochasticDropout(0.5)
     model = Sequential([counter, dropout, NamedGroup("target", [counter, dropout])])

@@ -10,9 +10,8 @@ from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import Linear
 from pz_toolshed.jit_wrapper import Jitted
 
-pytestmark = pytest.mark.smoke
 
-
+@pytest.mark.smoke
 @pytest.mark.parametrize("donate", [False, True])
 def test_dropout_model_with_counter_equals_eager(donate):
     def run(wrapper):

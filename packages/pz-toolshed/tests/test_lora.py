@@ -25,8 +25,6 @@ from pz_toolshed.lora import (
     unmerge_adapters,
 )
 
-pytestmark = pytest.mark.smoke
-
 
 def adapted_mlp(sizes=(2, 3, 4, 2), **options):
     frozen = freeze_params(tm.mlp(list(sizes)))
@@ -51,6 +49,7 @@ def with_random_updates(model, seed=7):
     return bind_variables(slots, new)
 
 
+@pytest.mark.smoke
 def test_reference_values():
     (a,) = [p for p in unbind_params(adapted_mlp((2, 3)))[1] if p.label.endswith("LoRA_A.weights")]
     assert a.label == "LoRA:Sequential.sublayers[0]/Affine.sublayers[0]/LoRA_A.weights"
@@ -69,6 +68,7 @@ def test_reference_values():
     assert not b.data_array.any()
 
 
+@pytest.mark.smoke
 def test_structure_and_initial_output():
     model = adapted_mlp()
     adapters = select(model).at_instances_of(LowRankAdapter)

@@ -19,8 +19,6 @@ from pz_toolshed.model_rewiring import (
     RewireComputationPaths,
 )
 
-pytestmark = pytest.mark.smoke
-
 
 def named(values, *names):
     return wrap(jnp.asarray(values)).tag(*names)
@@ -29,6 +27,7 @@ def named(values, *names):
 # --- heads ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_knock_out_redirects_to_the_first_key_and_interpolates():
     attention = named([[0.5, 0.5], [0.2, 0.8]], "heads", "kv_seq")
     out = KnockOutAttentionHeads(named([0.5, 0.0], "heads"))(attention, unknown=1)
@@ -71,6 +70,7 @@ def two_worlds(b):
     return RewireComputationPaths("worlds", ("a", "b"), {"a": From("a"), "b": b})
 
 
+@pytest.mark.smoke
 def test_rewiring_adds_weighted_sources():
     x = named([[0.0, 1.0], [2.0, 3.0]], "worlds", "f")
     out = two_worlds((From("a"), From("a", 2.0)))(x, unknown=1)
@@ -155,6 +155,7 @@ def constant(value):
     return Elementwise(lambda x: jnp.full_like(x, value))
 
 
+@pytest.mark.smoke
 def test_linearised_cube():
     out = LinearizeAndAdjust(constant(1.0), Identity(), Elementwise(lambda x: x**3))(
         named([2.0, 3.0], "a")

@@ -79,7 +79,6 @@ def test_round_trip(tmp_path, alpha):
     assert config["target_modules"][0] == "model.layers.0.mlp.down_proj"
 
 
-@pytest.mark.smoke
 def test_ranks_and_dropout_may_differ_and_stacked_equals_unstacked(tmp_path):
     ranked = adapted(
         linears(),
@@ -120,7 +119,6 @@ def test_ranks_and_dropout_may_differ_and_stacked_equals_unstacked(tmp_path):
         np.testing.assert_array_equal(one.read(name), two.read(name))
 
 
-@pytest.mark.smoke
 def test_module_names():
     assert llama_module_name("a/b/block_3/attention/key.weights", None) == (
         "model.layers.3.self_attn.k_proj"
@@ -133,7 +131,6 @@ def test_module_names():
     assert llama_module_name("net/blocks/mlp/gating_linear.weights", None) is None
 
 
-@pytest.mark.smoke
 def test_errors(tmp_path):
     model = adapted(linears())
     save_adapters(tmp_path, model)
@@ -169,7 +166,6 @@ def test_errors(tmp_path):
             load_adapters(tmp_path, linears())
 
 
-@pytest.mark.smoke
 def test_a_stack_needs_an_adapter_in_every_block(tmp_path):
     save_adapters(tmp_path, adapted(linears(1)))
     stacked = LayerStack.from_sublayer_builder(

@@ -22,8 +22,6 @@ from pz_toolshed.save_intermediates import (
     saving_outputs,
 )
 
-pytestmark = pytest.mark.smoke
-
 DOUBLE = Elementwise(lambda x: 2 * x)
 
 
@@ -57,6 +55,7 @@ def test_collector_keeps_every_call():
     assert [float(v[0]) for v in collector.saved.value] == [1.0, 2.0]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("jit", [False, True])
 def test_call_and_save_at_a_selection(jit):
     model = Sequential([DOUBLE, NamedGroup("g", [DOUBLE]), Residual(DOUBLE)])
@@ -100,6 +99,7 @@ def test_saving_inside_a_layer_stack_equals_saving_in_the_unstacked_blocks(jit):
             tm.assert_trees_close(saved[site][{"blocks": i}], one, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_shapes_inside_a_layer_stack():
     probed = saving_outputs(
         select(tm.stack(2)).at_instances_of(Elementwise), saver_class=SaveIntermediateShape
@@ -159,6 +159,7 @@ def test_saving_all_intermediates_in_an_mlp():
     tm.assert_trees_close(last, output)
 
 
+@pytest.mark.smoke
 def test_saving_all_intermediates_rules_for_identities_and_other_layers():
     def pattern(layer):
         if isinstance(layer, SaveIntermediate):

@@ -33,8 +33,6 @@ from pz_toolshed.saving import (
     saved_steps,
 )
 
-pytestmark = pytest.mark.smoke
-
 
 def values(tree):
     return unbind_variables(tree, freeze=True)[1]
@@ -44,6 +42,7 @@ def model_with_state(seed=0):
     return Sequential([tm.mlp([2, 3, 2], seed=seed), tm.counter()])
 
 
+@pytest.mark.smoke
 def test_round_trip_into_another_model(tmp_path):
     model, other = model_with_state(0), model_with_state(1)
     model(tm.random_input(features=2))
@@ -92,6 +91,7 @@ def test_axis_order_and_position_in_the_tree_do_not_matter(tmp_path):
     )
 
 
+@pytest.mark.smoke
 def test_trees_in_values_frozen_parameters_streams_and_keys(tmp_path):
     def make(seed):
         return {
@@ -151,6 +151,7 @@ def test_the_files_are_ordinary_safetensors_files_with_axis_names(tmp_path):
 # --- steps -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_steps_retention_and_resume(tmp_path):
     run = tmp_path / "run"
     model = tm.mlp([2, 2])

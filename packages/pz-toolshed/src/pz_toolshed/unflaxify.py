@@ -6,8 +6,9 @@ what it calls on its submodules is redirected to the layers in the tree, which m
 
     net = unflaxify.unflaxify_apply(module, variables, x)
     edited = (
-        select(net).at(lambda layer: layer.submodule_calls[(1, "Dense_1.__call__")])
-        .insert_after(ConstantRescale(0.0), ...)
+        select(net)
+        .at(lambda layer: layer.submodule_calls[(1, "Dense_0.__call__")])
+        .apply(lambda child: Sequential([child, ConstantRescale(0.0)]))
     )
     y = edited(unflaxify.ArgsAndKwargs.capture(x))
 
