@@ -34,4 +34,5 @@ def numbers_as_arrays(tree: Tree) -> Tree:
     def convert(leaf: Any) -> Any:
         return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf
 
-    return jax.tree.map(convert, tree)
+    converted: Tree = jax.tree.map(convert, tree)
+    return converted
