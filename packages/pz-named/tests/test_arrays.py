@@ -154,3 +154,34 @@ def test_positional_methods_match_numpy():
 def test_both_modules_offer_the_same_objects():
     assert set(nx.__all__) == set(named_axes.__all__)
     assert all(getattr(nx, name) is getattr(named_axes, name) for name in nx.__all__)
+
+
+@pytest.mark.parametrize("axis", [None, 1, (0, -1)])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_quantiles_and_counts_of_positions_match_numpy(axis, keepdims):
+    values = np.random.default_rng(0).integers(0, 4, (2, 3, 4)).astype(np.float32)
+    x = nx.wrap(values, "a", "p", "q").untag("p", "q")
+    axes = {None: (1, 2), 1: 2, (0, -1): (1, 2)}[axis]
+    mask = np.array([[True], [False], [True]])  # stretches over q
+    checks = {
+        "median": (x.median(axis, keepdims), np.median(values, axes, keepdims=keepdims)),
+        "quantile": (
+            x.quantile(np.float32([0.25, 0.5]), axis, keepdims),
+            np.moveaxis(np.quantile(values, [0.25, 0.5], axes, keepdims=keepdims), 0, 1),
+        ),
+        "count": (
+            x.count_nonzero(axis, keepdims, where=mask),
+            np.sum((values != 0) & mask, axes, keepdims=keepdims),
+        ),
+        "logsumexp": (
+            x.logsumexp(axis, keepdims),
+            np.log(np.exp(values).sum(axes, keepdims=keepdims)),
+        ),
+        "masked": (
+            x.median(where=mask, keepdims=keepdims),
+            np.median(values[:, [0, 2]], (1, 2), keepdims=keepdims),
+        ),
+    }
+    for name, (result, expected) in checks.items():
+        got = result.untag_prefix("a").unwrap()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=name)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "along_names",
     "axis_names_in",
+    "count_nonzero_of",
+    "positions_in",
     "reduce_names",
     "reduce_positions",
     "require_positions",
@@ -75,12 +77,16 @@ def require_positions(method: str, x: NamedLeaf, *axes: Any) -> None:
             )
 
 
-def _data_axes(layout: Layout, axis: Any) -> tuple[int, ...]:
-    """Data axes of positions, counted from the end when negative; None means all of them."""
+def positions_in(layout: Layout, axis: Any) -> tuple[int, ...]:
+    """Positions, counted from the end when negative; None means all of them.
+
+    Raises:
+      ValueError: For a position out of range, or a repeated one.
+    """
     rank = len(layout.logical_axes)
     if axis is None:
-        return layout.logical_axes
-    axes = []
+        return tuple(range(rank))
+    positions = []
     for entry in axis if isinstance(axis, (tuple, list)) else (axis,):
         position = operator.index(entry)
         if not -rank <= position < rank:
@@ -88,10 +94,10 @@ def _data_axes(layout: Layout, axis: Any) -> tuple[int, ...]:
                 f"axis={axis!r} is out of range for positional shape {layout.positional_shape}; "
                 f"the array's named axes {layout.names!r} are given by name."
             )
-        axes.append(layout.logical_axes[position])
-    if len(set(axes)) < len(axes):
+        positions.append(position % rank)
+    if len(set(positions)) < len(positions):
         raise ValueError(f"axis={axis!r} names one positional axis twice.")
-    return tuple(axes)
+    return tuple(positions)
 
 
 def _with_mask(what: str, x: NamedLeaf, where: Any) -> tuple[Any, Any, Layout]:
@@ -157,7 +163,8 @@ def reduce_positions(
         data, layout = as_jax(x.data_array), x._layout()
     else:
         data, options["where"], layout = _with_mask(what, x, where)
-    return _reduce(fun, data, layout, _data_axes(layout, axis), keepdims, options)
+    axes = tuple(layout.logical_axes[position] for position in positions_in(layout, axis))
+    return _reduce(fun, data, layout, axes, keepdims, options)
 
 
 def reduce_names(
@@ -187,3 +194,8 @@ def along_names(
     data, layout = names_first(x)
     axis_positions(what, layout, (name,))
     return pack(fun(data, axis=layout.names.index(name), **options), layout.names)
+
+
+def count_nonzero_of(data: Any, axis: Any, keepdims: bool, where: Any = None) -> Any:
+    """`jnp.count_nonzero` with a mask, which that lacks."""
+    return jnp.sum(data != 0, axis=axis, keepdims=keepdims, where=where)

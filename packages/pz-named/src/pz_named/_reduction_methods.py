@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from pz_named._layout import NamedLeaf
 from pz_named._lifted_methods import lift_method
-from pz_named._reducing import along_names, axis_names_in, reduce_positions, require_positions
+from pz_named._reducing import (
+    along_names,
+    axis_names_in,
+    count_nonzero_of,
+    reduce_positions,
+    require_positions,
+)
 
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
@@ -207,6 +214,22 @@ class ReductionMethods(NamedLeaf):
         """Distance between the largest and the smallest value; see `jax.Array.ptp`."""
         return reduce_positions(
             "ptp", jnp.ptp, self, axis, keepdims=keepdims, options=_given(out=out)
+        )
+
+    def count_nonzero(
+        self, axis: Any = None, keepdims: bool = False, *, where: Any = None
+    ) -> NamedArrayBase:
+        """How many values are not zero; see `reductions.count_nonzero`."""
+        return reduce_positions(
+            "count_nonzero", count_nonzero_of, self, axis, keepdims=keepdims, where=where
+        )
+
+    def logsumexp(
+        self, axis: Any = None, keepdims: bool = False, *, where: Any = None
+    ) -> NamedArrayBase:
+        """`log(sum(exp(x)))`, computed without overflow; see `reductions.logsumexp`."""
+        return reduce_positions(
+            "logsumexp", jax.nn.logsumexp, self, axis, keepdims=keepdims, where=where
         )
 
     def argmax(

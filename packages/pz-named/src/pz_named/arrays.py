@@ -44,6 +44,7 @@ from pz_named._layout import (
 from pz_named._naming_methods import NamingMethods
 from pz_named._operators import NamedOperators
 from pz_named._packing import as_jax, pack, register_makers, transposed
+from pz_named._quantile_methods import QuantileMethods
 from pz_named._reduction_methods import ReductionMethods
 from pz_named._text import one_line
 from pz_named.axis_names import AxisName
@@ -51,7 +52,9 @@ from pz_named.axis_names import AxisName
 __all__ = ["NamedArray", "NamedArrayBase", "NamedArrayView", "is_namedarray", "wrap"]
 
 
-class NamedArrayBase(NamedOperators, ReductionMethods, ArrayMethods, NamingMethods, abc.ABC):
+class NamedArrayBase(
+    NamedOperators, ReductionMethods, QuantileMethods, ArrayMethods, NamingMethods, abc.ABC
+):
     """What both representations offer.
 
     Constructors never validate, so a leaf may be anything after a tree map (a sharding, `None`);

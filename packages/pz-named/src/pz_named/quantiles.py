@@ -9,8 +9,10 @@ Example:
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 
 from pz_named._arguments import names_in
@@ -49,7 +51,7 @@ def quantile(
     """A quantile over names, linearly interpolated.
 
     Args:
-      x: The array; NaN anywhere gives NaN.
+      x: The array; NaN anywhere gives NaN, and so does an axis of size 0.
       q: Which quantile, from 0 to 1: a number, a named array (its names are matched), or an array
         (its axes become the first positional axes of the result).
       axis: Names to reduce; None for all.
@@ -89,16 +91,20 @@ def _with_size_one(result: Any, x: NamedArrayBase, names: Any) -> NamedArrayBase
     return pack(names_first(wide, [*order, *extra])[0], [*order, *extra])
 
 
+# Compiled as a whole, as jnp.quantile is: a call outside jit is one program instead of twenty.
+@functools.partial(jax.jit, static_argnames="count")
 def _quantile(values: Any, q: Any, mask: Any = None, *, count: int) -> Any:
     """The quantile over the first `count` axes, of the values that the mask marks."""
-    values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         values = values.astype(jnp.result_type(float))
     rest = values.shape[count:]
+    merged = (math.prod(values.shape[:count]), *rest)  # -1 would fail beside an axis of size 0
+    if 0 in merged:
+        return jnp.full((*jnp.shape(q), *rest), jnp.nan, values.dtype)
     if mask is None:
-        return jnp.quantile(values.reshape((-1, *rest)), q, axis=0)
-    mask = jnp.broadcast_to(mask, values.shape).reshape((-1, *rest))
-    values = values.reshape((-1, *rest))
+        return jnp.quantile(values.reshape(merged), q, axis=0)
+    mask = jnp.broadcast_to(mask, values.shape).reshape(merged)
+    values = values.reshape(merged)
     has_nan = jnp.any(jnp.isnan(values) & mask, axis=0)
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=0)
     total = jnp.sum(mask, axis=0)
@@ -108,7 +114,7 @@ def _quantile(values: Any, q: Any, mask: Any = None, *, count: int) -> Any:
     weight = (position - below).astype(values.dtype)
 
     def at(index: Any) -> Any:
-        flat = index.reshape((-1, *rest))
+        flat = index.reshape((math.prod(jnp.shape(q)), *rest))
         return jnp.take_along_axis(ordered, flat, axis=0).reshape(index.shape)
 
     low, high = at(below), at(above)

@@ -14,6 +14,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from pz_named._aligned import apply_elementwise
 from pz_named._arguments import names_in, single_name
 from pz_named._packing import names_first, pack
-from pz_named._reducing import along_names, reduce_names
+from pz_named._reducing import along_names, count_nonzero_of, reduce_names
 from pz_named.axis_names import AxisName
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def count_nonzero(
         >>> nx.count_nonzero(x, "column").unwrap("row").tolist()
         [2, 2]
     """
-    return _reduce("count_nonzero", _count_nonzero, x, axis, keepdims, where)
+    return _reduce("count_nonzero", count_nonzero_of, x, axis, keepdims, where)
 
 
 def logsumexp(
@@ -446,10 +447,6 @@ def argmin(x: NamedArrayBase, axis: Axes = None, *, where: Any = None) -> NamedA
     return _arg_extreme("argmin", jnp.argmin, x, axis, where, _extreme(x.dtype, 1))
 
 
-def _count_nonzero(data: Any, axis: Any, keepdims: bool, where: Any = None) -> Any:
-    return jnp.sum(data != 0, axis=axis, keepdims=keepdims, where=where)
-
-
 def _extreme(dtype: Any, side: int) -> Any:
     """The lowest (0) or highest (1) value of a dtype."""
     if jnp.issubdtype(dtype, jnp.bool_):
@@ -472,7 +469,8 @@ def _arg_extreme(
     rest = [name for name in x.named_shape if name not in names]
     data, layout = names_first(x, [*rest, *names])
     count = len(rest) + len(names)
-    merged = data.reshape((*data.shape[: len(rest)], -1, *data.shape[count:]))
+    size = math.prod(data.shape[len(rest) : count])  # -1 would fail beside an axis of size 0
+    merged = data.reshape((*data.shape[: len(rest)], size, *data.shape[count:]))
     return pack(fun(merged, axis=len(rest)), [name for name in layout.names if name not in names])
 
 
