@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
 
 __all__ = [
+    "all_of",
     "along_names",
+    "any_of",
     "axis_names_in",
     "count_nonzero_of",
     "positions_in",
@@ -199,3 +201,17 @@ def along_names(
 def count_nonzero_of(data: Any, axis: Any, keepdims: bool, where: Any = None) -> Any:
     """`jnp.count_nonzero` with a mask, which that lacks."""
     return jnp.sum(data != 0, axis=axis, keepdims=keepdims, where=where)
+
+
+def all_of(data: Any, axis: Any, keepdims: bool, **options: Any) -> Any:
+    """`jnp.all`, which looks only at the real part of complex numbers."""
+    return jnp.all(_truth(data), axis=axis, keepdims=keepdims, **options)
+
+
+def any_of(data: Any, axis: Any, keepdims: bool, **options: Any) -> Any:
+    """`jnp.any`, which looks only at the real part of complex numbers."""
+    return jnp.any(_truth(data), axis=axis, keepdims=keepdims, **options)
+
+
+def _truth(data: Any) -> Any:
+    return data != 0 if jnp.issubdtype(data.dtype, jnp.complexfloating) else data

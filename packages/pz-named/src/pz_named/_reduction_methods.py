@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from pz_named._layout import NamedLeaf
 from pz_named._lifted_methods import lift_method
 from pz_named._reducing import (
+    all_of,
     along_names,
+    any_of,
     axis_names_in,
     count_nonzero_of,
     reduce_positions,
@@ -63,7 +65,7 @@ class ReductionMethods(NamedLeaf):
     ) -> NamedArrayBase:
         """Whether all values are true; see `jax.Array.all`."""
         return reduce_positions(
-            "all", jnp.all, self, axis, keepdims=keepdims, where=where, options=_given(out=out)
+            "all", all_of, self, axis, keepdims=keepdims, where=where, options=_given(out=out)
         )
 
     def any(
@@ -71,7 +73,7 @@ class ReductionMethods(NamedLeaf):
     ) -> NamedArrayBase:
         """Whether any value is true; see `jax.Array.any`."""
         return reduce_positions(
-            "any", jnp.any, self, axis, keepdims=keepdims, where=where, options=_given(out=out)
+            "any", any_of, self, axis, keepdims=keepdims, where=where, options=_given(out=out)
         )
 
     def max(

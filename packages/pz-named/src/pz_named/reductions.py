@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from pz_named._aligned import apply_elementwise
 from pz_named._arguments import names_in, single_name
 from pz_named._packing import names_first, pack
-from pz_named._reducing import along_names, count_nonzero_of, reduce_names
+from pz_named._reducing import all_of, along_names, any_of, count_nonzero_of, reduce_names
 from pz_named.axis_names import AxisName
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def all(
         >>> nx.all(x, "column").unwrap("row").tolist()
         [True, True]
     """
-    return _reduce("all", jnp.all, x, axis, keepdims, where)
+    return _reduce("all", all_of, x, axis, keepdims, where)
 
 
 def any(
@@ -210,7 +210,7 @@ def any(
         >>> nx.any(x, "column").unwrap("row").tolist()
         [True, True]
     """
-    return _reduce("any", jnp.any, x, axis, keepdims, where)
+    return _reduce("any", any_of, x, axis, keepdims, where)
 
 
 def count_nonzero(

@@ -1,8 +1,25 @@
 """Oracles that NumPy does not have itself."""
 
+import functools
+import math
+import warnings
+
 import numpy as np
 
 
+def quiet(function):
+    """NumPy warns where it gives NaN for nothing, or -inf for log(0)."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return function(*args, **kwargs)
+
+    return call
+
+
+@quiet
 def np_logsumexp(values, axis=None, keepdims=False, where=True):
     values = values.astype(np.float64)
     return np.log(np.exp(values).sum(axis, keepdims=keepdims, where=where))
@@ -13,11 +30,12 @@ def np_softmax(values, axis):
     return weights / weights.sum(axis, keepdims=True)
 
 
+@quiet
 def masked(name, oracle, arrays, axes):
     """A masked reduction, element by element through the reduction of what the mask keeps."""
     values, marks = np.broadcast_arrays(*arrays)
     if name in ("min", "max"):
-        if values.dtype == np.float32:
+        if values.dtype.kind == "f":
             extreme = np.inf if name == "min" else -np.inf
         else:
             info = np.iinfo(values.dtype)
@@ -27,26 +45,23 @@ def masked(name, oracle, arrays, axes):
         return np.sum((values != 0) & marks, axes)
     if name == "median":
         return masked_quantile(values, marks, 0.5, axes)
-    with np.errstate(all="ignore"):
-        count = marks.sum(axes)
-        if name in ("mean", "var", "std"):
-            # NumPy warns where nothing counts; the result there is NaN.
-            safe = np.broadcast_to(np.expand_dims(count, _sorted(axes)) == 0, marks.shape) | marks
-            return np.where(count == 0, np.nan, oracle(values, axes, where=safe))
-        return oracle(values, axes, where=marks)
-
-
-def _sorted(axes):
-    return tuple(sorted(axes))
+    return oracle(values, axes, where=marks)
 
 
 def masked_quantile(values, marks, q, axes):
     rest = [i for i in range(values.ndim) if i not in axes]
     order = [*rest, *axes]
     shape = tuple(values.shape[i] for i in rest)
-    rows = values.transpose(order).reshape((int(np.prod(shape)), -1))
+    count = math.prod(values.shape[i] for i in axes)
+    rows = values.transpose(order).reshape((math.prod(shape), count))
     kept = marks.transpose(order).reshape(rows.shape)
     found = [
         np.quantile(row[k], q) if k.any() else np.nan for row, k in zip(rows, kept, strict=True)
     ]
     return np.array(found).reshape(shape)
+
+
+def np_median(values, axes, keepdims=False):
+    """`np.median`, which fails for several axes beside one of size 0; of nothing it is NaN."""
+    result = masked_quantile(values, np.ones(values.shape, bool), 0.5, axes)
+    return np.expand_dims(result, tuple(sorted(axes))) if keepdims else result
