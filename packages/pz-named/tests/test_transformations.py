@@ -205,3 +205,9 @@ def test_a_compiled_program_is_the_hand_written_one():
     named = [nx.wrap(data, "batch", name, "feature") for name in ("query", "key")]
     assert instructions(by_name, *named) == instructions(by_hand, data, data)
     assert instructions(with_a_detour, data, data) != instructions(by_hand, data, data)
+
+
+def test_chunked_maps_of_nothing():
+    for shape in ({"a": 2, "b": 0}, {"a": 0, "b": 3}):
+        result = nx.map(lambda v: v + 1, "a", nx.zeros(shape), batch_size=2)
+        assert result.named_shape == shape

@@ -205,7 +205,8 @@ def map(f: Callable[[Any], Any], axis: AxisName, xs: Any, *, batch_size: int | N
     """
 
     leading = _axis_leading("map", xs, axis)
-    if batch_size is None:  # jax.lax.map would compile again at each eager call
+    # jax.lax.map would compile again at each eager call, and fails to divide arrays of no elements.
+    if batch_size is None or any(leaf.size == 0 for leaf in jax.tree.leaves(leading)):
         _, ys = jax.lax.scan(_body_for(_map_body, f, axis), None, leading)
         return _axis_named(ys, axis)
     ys = jax.lax.map(lambda v: _outputs("map", f(v), axis), leading, batch_size=batch_size)
