@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import hypothesis
+import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "_helpers"))
 
@@ -13,3 +14,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def without_the_umbrella(monkeypatch):
+    """Names print as they do without `penzai`, which a test elsewhere may have imported."""
+    monkeypatch.delitem(sys.modules, "penzai.pz", raising=False)
