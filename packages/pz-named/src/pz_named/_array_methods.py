@@ -6,7 +6,7 @@ them may be a named array itself, whose names are then matched.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax.numpy as jnp
 
@@ -14,6 +14,7 @@ from pz_named._aligned import apply_elementwise
 from pz_named._layout import NamedLeaf
 from pz_named._lifted_methods import lift_method
 from pz_named._reducing import require_positions
+from pz_named.lifting import nmap
 
 if TYPE_CHECKING:
     from pz_named.arrays import NamedArrayBase
@@ -27,7 +28,8 @@ class ArrayMethods(NamedLeaf):
     def argpartition(self, kth: int, axis: int = -1) -> NamedArrayBase:
         """Positions that partition the values; see `jax.Array.argpartition`."""
         require_positions("argpartition", self, axis)
-        return lift_method("argpartition", self, kth, axis=axis)
+        # Not the method of jax.Array: that of jax 0.8 looks for its function where it no longer is.
+        return cast("NamedArrayBase", nmap(jnp.argpartition)(self, kth, axis=axis))
 
     def astype(self, dtype: Any, copy: bool = False, device: Any = None) -> NamedArrayBase:
         """Converts the dtype; see `jax.Array.astype`."""
