@@ -15,7 +15,7 @@ from pz_named import named_axes as nx
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "_helpers"))
 
 hypothesis.settings.register_profile(
-    "default", deadline=None, max_examples=25, derandomize=True, print_blob=True
+    "default", deadline=None, max_examples=15, derandomize=True, print_blob=True
 )
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
