@@ -13,7 +13,7 @@ from pz_models import Tokenizer, generate, load
 from pz_models.transformer.sampling_mode import KVCachingTransformerLM
 from pz_named import named_axes as nx
 
-pytestmark = [pytest.mark.torch, pytest.mark.weights]
+pytestmark = [pytest.mark.torch, pytest.mark.weights, pytest.mark.slow]
 PROMPTS = [
     "The capital of France is",
     "<|im_start|>user\nWrite a haiku about rain.<|im_end|>\n<|im_start|>assistant\n",

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HELPERS = pathlib.Path(__file__).parent / "_helpers"
 
 
