@@ -13,12 +13,17 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import treescope
+from viz_contrast import faint_texts
 from viz_hostile import hostile_views
 from viz_samples import Chain, Linear, Span, chain, linear
 
+import pz_named as nx
 import pz_viz
 from pz_core import selectors
+from pz_named.shapecheck import ArraySpec
 
+LIGHT, DARK = "rgb(255, 255, 255)", "rgb(20, 22, 26)"
 TOKENS = ["The", " cat", " sat", " on", " the", " mat"]
 
 
@@ -242,8 +247,6 @@ def test_a_difference_and_a_summary_read_well(open_page):
 
 
 def test_treescopes_own_display_folds_by_keyboard(open_page):
-    import treescope
-
     html = treescope.render_to_html(Span(Span([1, 2], "x" * 70), 3), compressed=False)
     page = open_page(f"<!DOCTYPE html><html><body>{html}</body></html>")
     first = page.locator(".foldable_node_toggle").first
@@ -253,9 +256,54 @@ def test_treescopes_own_display_folds_by_keyboard(open_page):
     assert not first.is_checked()
 
 
-def test_array_pictures_are_drawn(open_page):
-    import treescope
+def notebook_page(value, **body):
+    """A page that holds one of treescope's own displays, as a notebook does."""
+    attributes = "".join(f' {name}="{text}"' for name, text in body.items())
+    html = treescope.render_to_html(value, compressed=False)
+    return f"<!DOCTYPE html><html><body{attributes}>{html}</body></html>"
 
+
+IN_THE_FRAME = "document.querySelector('treescope-container').shadowRoot"
+
+
+def ground_of_the_frame(page):
+    style = f"getComputedStyle({IN_THE_FRAME}.querySelector('.treescope_root'))"
+    return page.evaluate(f"{style}.backgroundColor")
+
+
+@pytest.mark.parametrize("scheme, ground", [("light", LIGHT), ("dark", DARK)])
+def test_trees_in_a_notebook_follow_the_readers_theme(open_page, scheme, ground):
+    model = {"layers": chain(2), "odd": [None, 1.5, Span("text", dict), ArraySpec]}
+    page = open_page(notebook_page(model), color_scheme=scheme)
+    assert ground_of_the_frame(page) == ground
+    assert faint_texts(page, IN_THE_FRAME) == []
+    picture(page, f"notebook_{scheme}")
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], jnp.ones(3), nx.wrap(jnp.ones(3)).tag("a"), linear("w").weights]
+)
+def test_anything_that_treescope_shows_follows_the_readers_theme(open_page, value):
+    page = open_page(notebook_page(value), color_scheme="dark")
+    assert ground_of_the_frame(page) == DARK
+
+
+def test_a_notebooks_own_theme_wins(open_page):
+    dark_notebook = notebook_page(Span(1, 2), **{"data-jp-theme-light": "false"})
+    assert ground_of_the_frame(open_page(dark_notebook, color_scheme="light")) == DARK
+    light_notebook = notebook_page(Span(1, 2), **{"class": "vscode-light"})
+    assert ground_of_the_frame(open_page(light_notebook, color_scheme="dark")) == LIGHT
+
+
+def test_pictures_of_arrays_keep_their_white_ground(open_page):
+    with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
+        page = open_page(notebook_page(Span(jnp.eye(4), 1)), color_scheme="dark")
+    page.wait_for_function(f"{IN_THE_FRAME}.querySelector('.arrayviz_container canvas')")
+    style = f"getComputedStyle({IN_THE_FRAME}.querySelector('.arrayviz_container'))"
+    assert page.evaluate(f"{style}.backgroundColor") == LIGHT
+
+
+def test_array_pictures_are_drawn(open_page):
     page = open_page(pz_viz.to_html(treescope.render_array(jnp.eye(4))))
     page.wait_for_function(
         "document.querySelector('treescope-container')?.shadowRoot?.querySelector('canvas')"

@@ -9,7 +9,7 @@ from pz_core.struct import Struct
 from pz_core.variables import AbstractVariable
 from pz_named import shapecheck
 from pz_named.named_axes import NamedArray, NamedArrayBase, NamedArrayView
-from pz_viz import _arrays, _specs, _structs, repeated_siblings, selections
+from pz_viz import _arrays, _specs, _structs, _tree_style, repeated_siblings, selections
 
 __all__ = ["install"]
 
@@ -41,6 +41,7 @@ def install() -> None:
         type_registries.NDARRAY_ADAPTER_REGISTRY.setdefault(kind, adapter)
         type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(kind, True)
     type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(_arrays.DataInside, True)
+    _tree_style.add_to_renderer()
     try:
         display_hook.selection_display()
     except ImportError:

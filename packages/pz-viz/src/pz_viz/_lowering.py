@@ -17,6 +17,8 @@ import treescope
 from treescope import lowering, rendering_parts
 from treescope._internal.parts import foldable_impl, part_interface
 
+from pz_viz._tree_style import tree_rule
+
 __all__ = ["LoweredTree", "drawn", "lowered", "represented"]
 
 # Handlers written into attributes, which our policy blocks; the page's script does their work.
@@ -71,7 +73,7 @@ def lowered(part: Any, *, roundtrip: bool = False) -> LoweredTree:
     rules = sorted(
         rule.rule
         for rule in part.html_setup_parts(_context())
-        if isinstance(rule, part_interface.CSSStyleRule)
+        if isinstance(rule, part_interface.CSSStyleRule) and rule.rule != tree_rule()
     )
     classes = "treescope_root roundtrip_mode" if roundtrip else "treescope_root"
     return LoweredTree(

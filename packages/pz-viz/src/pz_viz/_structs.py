@@ -20,7 +20,6 @@ from treescope import dataclass_util, layout_algorithms, rendering_parts
 
 from pz_core.struct import Struct, is_pytree_dataclass_type, is_pytree_node_field
 from pz_viz import aliases, repeated_siblings
-from pz_viz._keyboard import KEYBOARD_FOLDING
 from pz_viz._markup import css_color_or_none
 
 __all__ = ["FieldLine", "child_lines", "handle_struct", "handle_variable", "role_note"]
@@ -280,8 +279,6 @@ def handle_struct(node: Struct, path: str | None, subtree_renderer: Any) -> Any:
             return _not_drawn(node, reason)
         cls = type(node)
         prefix = [rendering_parts.maybe_qualified_type_name(cls)]
-        if progress.level == 1:
-            prefix.append(KEYBOARD_FOLDING)
         if not dataclass_util.init_takes_fields(cls):
             made = rendering_parts.roundtrip_condition(roundtrip=_text(".from_attributes"))
             prefix.append(made)

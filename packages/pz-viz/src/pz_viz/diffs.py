@@ -65,13 +65,12 @@ def show_diff(before: Any, after: Any, *, title: str = "What changed") -> View:
     hidden = len(changes) - MOST_CHANGES
     cut = f"{hidden} more changes are not drawn." if hidden > 0 else ""
     body = (
-        f"<style>{tree.style}</style>"
         f'<p class="pz-note">{escaped(account.splitlines()[0].rstrip(":"))}. {cut}</p>'
         f'<div class="pz-tree">{tree.body}</div>'
     )
     lines = [visible(line) for line in account.splitlines()[: MOST_CHANGES + 1]]
     text = "\n".join([visible(title), *lines, *([cut] if cut else [])])
-    return View(title, body, text, height=500)
+    return View(title, body, text, height=500, style=tree.style)
 
 
 def diff_to_text(before: Any, after: Any) -> str:
@@ -171,7 +170,7 @@ def _boxed(part: Any, change: tree_diff.Change, node_renderer: Any) -> Any:
 
 
 def _box(kind: str, lines: Sequence[Any]) -> Any:
-    color = f"var(--{kind},{_FALLBACKS[kind]})"
+    color = f"var(--pz-{kind},{_FALLBACKS[kind]})"
     style = f"color:{color};font-weight:bold"
     rows = [
         rendering_parts.fold_condition(

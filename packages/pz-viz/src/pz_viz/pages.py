@@ -218,6 +218,7 @@ def _paragraph(text: str) -> str:
 def _add(page: _Page, content: Any) -> None:
     if isinstance(content, View):
         use_static = page.static and content.static_body is not None
+        page.styles.add(content.style)
         page.parts.append(str(content.static_body) if use_static else content.body)
     elif isinstance(content, str):
         page.parts.append(_paragraph(content))

@@ -33,6 +33,7 @@ class View:
       text: The same facts for a terminal.
       static_body: Markup that needs no script; None where `body` already needs none.
       height: The height to ask for in a notebook, in pixels.
+      style: Style rules that the markup needs besides those of every page.
     """
 
     title: str
@@ -40,6 +41,7 @@ class View:
     text: str
     static_body: str | None = None
     height: int = 420
+    style: str = ""
 
     def __repr__(self) -> str:
         return self.text
@@ -53,7 +55,7 @@ class View:
 
     def _repr_html_(self) -> str:
         """A frame of its own: the notebook's styles and scripts stay out, ours stay in."""
-        page = document(self.body, title=self.title, embedded=True)
+        page = document(self.body, title=self.title, embedded=True, style=self.style)
         frame = {
             "srcdoc": None,
             "sandbox": "allow-scripts",
@@ -120,7 +122,7 @@ def document(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="generator" content="pz_viz">\n'
         f"<title>{escaped(title)}</title>\n"
-        f"<style>\n{style}{asset('page.css')}</style>\n</head>\n"
+        f"<style>\n{style}{asset('tree.css')}{asset('page.css')}</style>\n</head>\n"
         f"<body{attributes({'class': 'pz-embedded' if embedded else None})}>\n{body}\n{end}"
         "</body>\n</html>\n"
     )
@@ -154,4 +156,5 @@ def side_by_side(views: Mapping[str, View], *, title: str = "Side by side") -> V
         "\n\n".join(f"[{visible(heading)}]\n{view.text}" for heading, view in views.items()),
         joined(static) if needs_script else None,
         max((view.height for view in views.values()), default=100) + 40,
+        "\n".join(dict.fromkeys(view.style for view in views.values() if view.style)),
     )

@@ -1,0 +1,73 @@
+"""The style of every tree: the reader's light or dark colours, and folding from the keyboard.
+
+Treescope draws for a white page and hides its toggles with `display: none`, which takes them out of
+the tab order. On our own pages `assets/tree.css` stands in the page's head. In treescope's own
+displays, which are frames of their own in a notebook, a part that draws nothing carries it along.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import treescope
+from treescope import rendering_parts
+from treescope._internal.parts import part_interface
+
+from pz_viz.views import asset
+
+__all__ = ["add_to_renderer", "tree_rule"]
+
+
+@functools.cache
+def tree_rule() -> str:
+    """The style rules on one line, without their comments."""
+    text = re.sub(r"/\*.*?\*/", "", asset("tree.css"), flags=re.DOTALL)
+    return " ".join(text.split())
+
+
+class _Style(rendering_parts.RenderableTreePart):  # type: ignore[misc]  # untyped base
+    """Draws nothing; brings the style rules along."""
+
+    def _compute_collapsed_width(self) -> int:
+        return 0
+
+    def _compute_newlines_in_expanded_parent(self) -> int:
+        return 0
+
+    def _compute_layout_marks_in_this_part(self) -> frozenset[Any]:
+        return frozenset()
+
+    def foldables_in_this_part(self) -> tuple[Any, ...]:
+        return ()
+
+    def html_setup_parts(self, context: Any, /) -> set[Any]:
+        del context
+        return {part_interface.CSSStyleRule(tree_rule())}
+
+    def render_to_html(self, stream: Any, **options: Any) -> None:
+        del stream, options
+
+    def render_to_text(self, stream: Any, **options: Any) -> None:
+        del stream, options
+
+
+_STYLE = _Style()
+
+
+def _style_the_root(node: Any, path: str | None, node_renderer: Any) -> Any:
+    """Wrapper hook: puts the style behind the root, where it moves nothing."""
+    if path != "":
+        return NotImplemented
+    drawn = node_renderer(node, path)
+    part = rendering_parts.siblings(drawn.renderable, _STYLE)
+    return rendering_parts.RenderableAndLineAnnotations(part, drawn.annotations)
+
+
+def add_to_renderer() -> None:
+    """Styles whatever treescope's renderer draws from now on; a second call changes nothing."""
+    renderer = treescope.active_renderer.get()
+    if _style_the_root not in renderer.wrapper_hooks:
+        styled = renderer.extended_with(wrapper_hooks=[_style_the_root])
+        treescope.active_renderer.set_globally(styled)
