@@ -133,7 +133,7 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_read(arrays, messa
 BAD_CONFIGS = [
     ({"model_type": "lama"}, "model_type is 'lama'.*Did you mean 'llama'"),
     ({"model_type": None}, "model_type is None"),
-    ({"hidden_act": "xielu"}, "activation 'xielu' is not supported"),
+    ({"hidden_act": "xielu"}, "'hidden_act' is 'xielu', an activation that is not supported"),
     ({"pretraining_tp": 2}, "'pretraining_tp' is 2"),
     ({"num_key_value_heads": 3}, "multiple of.*4 and 3"),
     ({"hidden_size": 33}, "without 'head_dim'.*33 and 4"),

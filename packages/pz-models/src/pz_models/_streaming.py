@@ -114,7 +114,7 @@ def read_parameters(
                 if label not in places:
                     stack_size = n_blocks if stacked and block is not None else 0
                     places[label] = _Place(entry, stack_size, dtype)
-                targets[label] = (entry, places[label].slot(block))
+                targets[label] = (entry, places[label].slot(block, entry))
             _fill(checkpoint, read, list(targets.values()), dtype)
             for label in targets:
                 if places[label].is_complete:
@@ -126,17 +126,19 @@ def read_parameters(
 
 
 class _Place:
-    """Memory of one parameter, filled block by block."""
+    """Memory of one parameter, filled block by block and element by element."""
 
     def __init__(self, entry: StoredParameter, n_blocks: int, dtype: Any):
-        stack = {"blocks": n_blocks} if n_blocks else {}
-        self.names = (*stack, *entry.axes)
-        self.array = aligned_empty((*stack.values(), *entry.sizes), dtype)
-        self.stacked, self.missing = bool(stack), n_blocks or 1
+        parts = ({"blocks": n_blocks} if n_blocks else {}) | entry.element_axes
+        self.names = (*parts, *entry.axes)
+        self.array = aligned_empty((*parts.values(), *entry.sizes), dtype)
+        self.stacked, self.missing = bool(n_blocks), math.prod(parts.values())
 
-    def slot(self, block: int | None) -> np.ndarray:
+    def slot(self, block: int | None, entry: StoredParameter) -> np.ndarray:
         self.missing -= 1
-        return self.array[block] if self.stacked else self.array
+        index = (*((block,) if self.stacked else ()), *entry.element_index)
+        view: np.ndarray = self.array[index]
+        return view
 
     @property
     def is_complete(self) -> bool:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pz_models._suggestions import near_misses
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
-from pz_models.parameter_plan import StoredParameter
+from pz_models.parameter_plan import Layout
 
 if TYPE_CHECKING:
     from pz_models.transformer.model_parts import TransformerLM
@@ -32,11 +32,15 @@ __all__ = ["ENTRY_POINT_GROUP", "Family", "family_of", "known_families"]
 ENTRY_POINT_GROUP = "pz_models.families"
 
 _VARIANTS = "pz_models.transformer.variants"
-_ONE_A_MODULE = ("gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+_ONE_A_MODULE = (
+    "gpt2 gpt_neox llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3_moe smollm3".split()
+)
 _BUILT_IN = {name: f"{_VARIANTS}.{name}:FAMILY" for name in _ONE_A_MODULE} | {
     "gemma": f"{_VARIANTS}.gemma:GEMMA",
     "gemma2": f"{_VARIANTS}.gemma:GEMMA_2",
     "gemma3_text": f"{_VARIANTS}.gemma:GEMMA_3",
+    "ministral": f"{_VARIANTS}.ministral:MINISTRAL",
+    "ministral3": f"{_VARIANTS}.ministral:MINISTRAL_3",
 }
 
 
@@ -50,20 +54,23 @@ class Family:
       read_config: Configuration -> a dataclass for `build` and `parameters`, with the fields
         `parameter_dtype`, `activation_dtype` and `use_layer_stack`.
       build: That dataclass -> the model with parameter slots.
-      parameters: That dataclass -> parameters outside of blocks, and a list of them per block.
+      parameters: That dataclass -> where files keep each parameter.
       is_ignored: Tells stored tensors that are no parameter (buffers that old files hold).
-      aliases: Name of a stored tensor -> another name that some versions of transformers use.
+      other_layouts: As `parameters`, for checkpoints that keep them elsewhere: models in memory,
+        other versions of transformers. Files are written as `parameters` says.
+      write_config: The way back from `read_config`, for models that were not loaded: that dataclass
+        -> configuration fields (more than the family reads do no harm), or None for a dataclass of
+        another kind. Without it only loaded models are saved.
     """
 
     model_type: str
     architecture: str
     read_config: Callable[[ConfigReader], Any]
     build: Callable[[Any], TransformerLM]
-    parameters: Callable[
-        [Any], tuple[Sequence[StoredParameter], Sequence[Sequence[StoredParameter]]]
-    ]
+    parameters: Callable[[Any], Layout]
     is_ignored: Callable[[str], bool] = lambda key: False
-    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    other_layouts: tuple[Callable[[Any], Layout], ...] = ()
+    write_config: Callable[[Any], dict[str, Any] | None] | None = None
 
 
 def known_families() -> dict[str, str]:

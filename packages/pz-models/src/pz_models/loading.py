@@ -21,10 +21,10 @@ from pz_models import _streaming
 from pz_models.checkpoints import Checkpoint
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import CheckpointError
-from pz_models.families import family_of
+from pz_models.families import Family, family_of
 from pz_models.gguf import GGUFCheckpoint
 from pz_models.huggingface_folder import HuggingFaceFolder
-from pz_models.parameter_plan import plan_reads
+from pz_models.parameter_plan import PlannedRead, plan_reads
 from pz_nn.parameters import assert_no_parameter_slots
 
 if TYPE_CHECKING:
@@ -112,13 +112,7 @@ def model_from_checkpoint(
         ),
         use_layer_stack=use_layer_stack,
     )
-    outer, blocks = family.parameters(config)
-    reads = [
-        dataclasses.replace(read, key=family.aliases[read.key])
-        if read.key not in checkpoint.tensors and read.key in family.aliases
-        else read
-        for read in plan_reads(outer, blocks)
-    ]
+    reads, n_blocks = _fitting_reads(family, config, checkpoint)
     tied = not any(read.key == "lm_head.weight" for read in reads)
 
     def is_ignored(key: str) -> bool:
@@ -131,7 +125,7 @@ def model_from_checkpoint(
         checkpoint,
         reads,
         name="transformer",
-        n_blocks=len(blocks),
+        n_blocks=n_blocks,
         stacked=use_layer_stack,
         dtype=parameter_dtype,
         progress=progress,
@@ -139,3 +133,17 @@ def model_from_checkpoint(
     model: TransformerLM = bind_variables(slots, parameters)
     assert_no_parameter_slots(model)
     return model
+
+
+def _fitting_reads(
+    family: Family, config: Any, checkpoint: Checkpoint
+) -> tuple[list[PlannedRead], int]:
+    """Reads for the layout that most of the checkpoint's names belong to, and how many blocks."""
+    plans = []
+    for layout in (family.parameters, *family.other_layouts):
+        outer, blocks = layout(config)
+        reads = plan_reads(outer, blocks)
+        plans.append((reads, len(blocks)))
+        if all(read.key in checkpoint.tensors for read in reads):
+            break
+    return max(plans, key=lambda plan: sum(read.key in checkpoint.tensors for read in plan[0]))

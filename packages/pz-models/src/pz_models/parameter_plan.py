@@ -1,8 +1,8 @@
 """Which part of which stored tensor becomes which parameter, as data.
 
 One idea: every parameter is a rectangular region of a stored tensor that is looked at in some
-shape. Written down once, that is enough to validate a checkpoint before reading it, to load it
-tensor by tensor, and to write it back bit by bit.
+shape, or several of those side by side. Written down once, that is enough to validate a checkpoint
+before reading it, to load it tensor by tensor, and to write it back bit by bit.
 
     StoredParameter(                     # the query of a fused {q, k, v} projection
         label="attention/query.weights",
@@ -11,15 +11,28 @@ tensor by tensor, and to write it back bit by bit.
         region=(slice(0, 64),),          # its first 64 rows ...
         axes={"heads": 4, "projection": 16, "embedding": 576},   # ... as this named array
     )
+    StoredParameter(                     # the fourth of eight experts, each in a tensor of its own
+        label="mlp/out_linear.weights",
+        key="model.layers.{i}.mlp.experts.3.down_proj.weight",
+        axes={"embedding": 576, "neurons": 96},
+        element_of={"experts": (3, 8)},
+    )
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["PlannedRead", "StoredParameter", "plan_reads"]
+__all__ = [
+    "Layout",
+    "PlannedRead",
+    "StoredParameter",
+    "parameter_label",
+    "plan_reads",
+    "with_keys",
+]
 
 Index = slice | int
 
@@ -35,6 +48,8 @@ class StoredParameter:
       shape: The stored tensor's shape; by default the sizes of `view`.
       view: The shape it is looked at in; by default the sizes of `axes`.
       region: What of the view is the parameter; by default all of it.
+      element_of: Leading axes of a parameter that several tensors make up, each with the index of
+        this one and the axis's size; `axes` are those of one element.
     """
 
     label: str
@@ -43,11 +58,22 @@ class StoredParameter:
     shape: tuple[int, ...] | None = None
     view: tuple[int, ...] | None = None
     region: tuple[Index, ...] = ()
+    element_of: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the parameter's axes."""
+        """Sizes of `axes`."""
         return tuple(self.axes.values())
+
+    @property
+    def element_axes(self) -> dict[str, int]:
+        """Axes, with sizes, along which several tensors make up the parameter."""
+        return {axis: size for axis, (_, size) in self.element_of.items()}
+
+    @property
+    def element_index(self) -> tuple[int, ...]:
+        """Where this tensor stands along `element_axes`."""
+        return tuple(index for index, _ in self.element_of.values())
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -61,8 +87,36 @@ class StoredParameter:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the parameter is all of the stored tensor, in its order."""
+        """Whether the parameter, or this element of it, is all of the stored tensor."""
         return not self.region and math.prod(self.sizes) == math.prod(self.view_shape)
+
+
+Layout = tuple[Sequence[StoredParameter], Sequence[Sequence[StoredParameter]]]
+"""Where a checkpoint keeps a model: parameters outside of blocks, and those of each block."""
+
+
+def with_keys(layout: Layout, rename: Callable[[str], str]) -> Layout:
+    """The layout with other names of the stored tensors."""
+
+    def renamed(entries: Sequence[StoredParameter]) -> list[StoredParameter]:
+        return [dataclasses.replace(entry, key=rename(entry.key)) for entry in entries]
+
+    outer, blocks = layout
+    return renamed(outer), [renamed(block) for block in blocks]
+
+
+def parameter_label(name: str, block: int | None, entry: StoredParameter, stacked: bool) -> str:
+    """The label that a parameter has in a built model.
+
+    Args:
+      name: Name of the model, which prefixes labels.
+      block: Index of its block, or None outside of blocks.
+      entry: The parameter.
+      stacked: Whether the blocks are one layer stack.
+    """
+    if block is None:
+        return f"{name}/{entry.label}"
+    return f"{name}/{'blocks' if stacked else f'block_{block}'}/{entry.label}"
 
 
 @dataclasses.dataclass(frozen=True)

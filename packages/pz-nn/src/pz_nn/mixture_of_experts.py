@@ -153,7 +153,8 @@ class MixtureOfExperts(Layer):
         expert: Layer on {tokens, features}, built from `ExpertLinear`.
         load_balancing_loss: State variable that each call sets to E · Σ_e f_e · P_e, with f_e the share of
             tokens that chose e (summed over the k choices) and P_e the mean of p_e: at least `top_k`, and
-            equal to it when all experts get the same. Add it to the loss with a small factor.
+            equal to it when all experts get the same. Add it to the loss with a small factor. None
+            records nothing.
         feature_axes: Names of the axes of one token; all others are folded into one axis of tokens.
         top_k: How many experts each token uses.
         experts_axis: Name of the axis of experts.
@@ -195,7 +196,8 @@ class MixtureOfExperts(Layer):
         tokens = with_names((_TOKENS, *self.feature_axes), folded)
         probabilities = self._probabilities(tokens, side_inputs)  # (tokens, experts)
         weights, chosen = jax.lax.top_k(probabilities, self.top_k)  # (tokens, choices)
-        self.load_balancing_loss.value = wrap(_imbalance(probabilities, chosen))
+        if self.load_balancing_loss is not None:
+            self.load_balancing_loss.value = wrap(_imbalance(probabilities, chosen))
         if self.normalise_weights:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
 

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pz_models.parameter_plan import StoredParameter
+from pz_models.parameter_plan import Layout, StoredParameter, with_keys
 
 if TYPE_CHECKING:
     from pz_models.transformer.variants.gpt_neox import GPTNeoXTransformerConfig
 
-__all__ = ["gpt_neox_parameters"]
+__all__ = [
+    "affine_parameters",
+    "gpt_neox_parameters",
+    "gpt_neox_parameters_in_memory",
+    "layer_norm_parameters",
+]
 
 
-def gpt_neox_parameters(
-    config: GPTNeoXTransformerConfig,
-) -> tuple[list[StoredParameter], list[list[StoredParameter]]]:
-    """Parameters outside of blocks, and those of each block."""
+def gpt_neox_parameters(config: GPTNeoXTransformerConfig) -> Layout:
+    """Where files keep each parameter."""
     stream = {"embedding": config.embedding_dim}
     tokens = {"vocabulary": config.vocab_size}
     outer = [
         StoredParameter("embedder.embeddings", "gpt_neox.embed_in.weight", tokens | stream),
         StoredParameter("lm_head.weights", "embed_out.weight", tokens | stream),
-        *_norm("final_norm", "gpt_neox.final_layer_norm", stream),
+        *layer_norm_parameters("final_norm", "gpt_neox.final_layer_norm", stream),
     ]
     layer = "gpt_neox.layers.{i}"
     wide = {"neurons": config.mlp_hidden_dim}
     block = [
-        *_norm("pre_attention_norm", f"{layer}.input_layernorm", stream),
-        *_norm("pre_ffw_norm", f"{layer}.post_attention_layernorm", stream),
+        *layer_norm_parameters("pre_attention_norm", f"{layer}.input_layernorm", stream),
+        *layer_norm_parameters("pre_ffw_norm", f"{layer}.post_attention_layernorm", stream),
         *_attention(config, f"{layer}.attention"),
-        *_affine("mlp/in", f"{layer}.mlp.dense_h_to_4h", wide, stream),
-        *_affine("mlp/out", f"{layer}.mlp.dense_4h_to_h", stream, wide),
+        *affine_parameters("mlp/in", f"{layer}.mlp.dense_h_to_4h", wide | stream, wide),
+        *affine_parameters("mlp/out", f"{layer}.mlp.dense_4h_to_h", stream | wide, stream),
     ]
     return outer, [block] * config.num_decoder_blocks
+
+
+def gpt_neox_parameters_in_memory(config: GPTNeoXTransformerConfig) -> Layout:
+    """Where models of transformers 5 keep each parameter."""
+    heads = {"embed_out.weight": "lm_head.weight"}
+    return with_keys(gpt_neox_parameters(config), lambda key: heads.get(key, key))
 
 
 def _attention(config: GPTNeoXTransformerConfig, key: str) -> list[StoredParameter]:
@@ -72,17 +81,19 @@ def _attention(config: GPTNeoXTransformerConfig, key: str) -> list[StoredParamet
     ]
 
 
-def _norm(label: str, key: str, axes: dict[str, int]) -> list[StoredParameter]:
+def layer_norm_parameters(label: str, key: str, axes: dict[str, int]) -> list[StoredParameter]:
+    """Scale and shift of one layer norm."""
     return [
         StoredParameter(f"{label}/scale.weights", f"{key}.weight", axes),
         StoredParameter(f"{label}/shift.bias", f"{key}.bias", axes),
     ]
 
 
-def _affine(
-    label: str, key: str, out: dict[str, int], into: dict[str, int]
+def affine_parameters(
+    label: str, key: str, weights: dict[str, int], bias: dict[str, int]
 ) -> list[StoredParameter]:
+    """Weights and bias of one affine layer, with their axes as they are stored."""
     return [
-        StoredParameter(f"{label}/Linear.weights", f"{key}.weight", out | into),
-        StoredParameter(f"{label}/AddBias.bias", f"{key}.bias", out),
+        StoredParameter(f"{label}/Linear.weights", f"{key}.weight", weights),
+        StoredParameter(f"{label}/AddBias.bias", f"{key}.bias", bias),
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pz_models._rope_config import RotarySettings
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
-from pz_models.parameter_plan import StoredParameter
+from pz_models.parameter_plan import Layout, StoredParameter
+from pz_models.transformer.variants._activations import read_activation
+from pz_models.transformer.variants.experts import ExpertsConfig
 from pz_models.transformer.variants.llamalike_common import (
     AttentionTypeGlobalCausal,
     AttentionTypeSlidingWindowCausal,
@@ -16,37 +19,23 @@ from pz_models.transformer.variants.llamalike_common import (
 
 __all__ = [
     "common_fields",
+    "experts_config",
     "gate_variant",
     "layer_pattern",
     "llamalike_parameters",
     "rotary_fields",
 ]
 
-_GATES = {
-    "silu": "swiglu",
-    "swish": "swiglu",
-    "gelu": "geglu_exact",
-    "gelu_python": "geglu_exact",
-    "gelu_new": "geglu_approx",
-    "gelu_pytorch_tanh": "geglu_approx",
-    "gelu_fast": "geglu_approx",
-    "gelu_accurate": "geglu_approx",
-    "gelu_python_tanh": "geglu_approx",
-}
+_GATES = {"silu": "swiglu", "gelu_exact": "geglu_exact", "gelu_approx": "geglu_approx"}
 
 
-def gate_variant(reader: ConfigReader, activation: str) -> Any:
-    """The feed-forward variant of an activation's name.
+def gate_variant(reader: ConfigReader, field: str = "hidden_act", default: str = "silu") -> Any:
+    """The feed-forward variant of the activation that a field names.
 
     Raises:
       UnsupportedConfigError: No gate with this activation is known.
     """
-    if activation not in _GATES:
-        raise UnsupportedConfigError(
-            f"{reader.source}: the activation {activation!r} is not supported; supported are"
-            f" {', '.join(_GATES)}."
-        )
-    return _GATES[activation]
+    return _GATES[read_activation(reader, field, default, _GATES)]
 
 
 def common_fields(
@@ -88,6 +77,42 @@ def common_fields(
         "tie_embedder_and_logits": reader.get("tie_word_embeddings", bool, tied),
         "scale_embeddings": False,
     }
+
+
+def experts_config(
+    reader: ConfigReader,
+    *,
+    count: int,
+    per_token: int,
+    hidden_dim: int,
+    normalise: bool,
+    dense_blocks: tuple[int, ...] = (),
+) -> ExpertsConfig:
+    """Number and use of experts.
+
+    Args:
+      reader: The configuration.
+      count: The family's default of the number of experts.
+      per_token: The family's default of how many of them a token uses.
+      hidden_dim: Width of an expert.
+      normalise: Whether the weights of the chosen are made to sum to 1.
+      dense_blocks: Blocks without experts.
+
+    Raises:
+      UnsupportedConfigError: A token is to use more experts than there are.
+    """
+    for field in ("router_aux_loss_coef", "router_jitter_noise"):
+        reader.get(field, float)  # for training
+    reader.get("output_router_logits", bool)
+    field = "num_local_experts" if reader.has("num_local_experts") else "num_experts"
+    count = reader.positive(field, count)
+    per_token = reader.positive("num_experts_per_tok", per_token)
+    if per_token > count:
+        raise UnsupportedConfigError(
+            f"{reader.source}: 'num_experts_per_tok' should be at most {field!r}; they are"
+            f" {per_token} and {count}."
+        )
+    return ExpertsConfig(count, per_token, hidden_dim, normalise, dense_blocks)
 
 
 def layer_pattern(reader: ConfigReader, window: int | None, default: list[bool]) -> Any:
@@ -134,9 +159,14 @@ def rotary_fields(rotary: RotarySettings, head: int) -> dict[str, Any]:
 
 
 def llamalike_parameters(
-    config: LlamalikeTransformerConfig,
-) -> tuple[list[StoredParameter], list[list[StoredParameter]]]:
-    """Where HuggingFace's Llama-like models keep each parameter."""
+    config: LlamalikeTransformerConfig, experts: Sequence[StoredParameter] = ()
+) -> Layout:
+    """Where HuggingFace's Llama-like models keep each parameter.
+
+    Args:
+      config: The model's configuration.
+      experts: The feed-forward parameters of a block with experts, if there are such blocks.
+    """
     stream = {"embedding": config.embedding_dim}
     tokens = {"vocabulary": config.vocab_size}
     outer = [
@@ -145,8 +175,15 @@ def llamalike_parameters(
     ]
     if not config.tie_embedder_and_logits:
         outer.append(StoredParameter("lm_head.weights", "lm_head.weight", tokens | stream))
-    block = [*_norms(config), *_attention(config), *_feedforward(config)]
-    return outer, [block] * config.num_decoder_blocks
+    common = [*_norms(config), *_attention(config)]
+    dense = [*common, *_feedforward(config)]
+    if config.experts is None:
+        return outer, [dense] * config.num_decoder_blocks
+    routed = [*common, *experts]
+    return outer, [
+        dense if index in config.experts.dense_blocks else routed
+        for index in range(config.num_decoder_blocks)
+    ]
 
 
 def _layer(label: str, key: str, axes: dict[str, int]) -> StoredParameter:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+from pz_models.transformer.variants._activations import ACTIVATIONS
 from pz_nn.attention import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
 from pz_nn.embeddings import ApplyRoPE, ApplyRoPEToSubset
 from pz_nn.layer import Layer
@@ -18,12 +18,12 @@ from pz_nn.standardization import RMSLayerNorm
 if TYPE_CHECKING:
     from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
 
-__all__ = ["ACTIVATIONS", "causal_mask", "projection", "rms_norm", "rotary"]
+__all__ = ["GATES", "causal_mask", "projection", "rms_norm", "rotary"]
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "geglu_exact": functools.partial(jax.nn.gelu, approximate=False),
-    "geglu_approx": functools.partial(jax.nn.gelu, approximate=True),
-    "swiglu": jax.nn.silu,
+GATES: dict[str, Callable[[Any], Any]] = {
+    "geglu_exact": ACTIVATIONS["gelu_exact"],
+    "geglu_approx": ACTIVATIONS["gelu_approx"],
+    "swiglu": ACTIVATIONS["silu"],
 }
 # Finite, so that a row that sees nothing (padding) becomes uniform instead of NaN.
 _MASKED_OUT = -2.3819763e38

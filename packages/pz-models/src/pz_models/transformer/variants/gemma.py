@@ -45,10 +45,10 @@ def _sizes(reader: ConfigReader) -> dict[str, Any]:
 
 
 def _gate(reader: ConfigReader) -> Any:
-    """Gemma's files say "gelu" where they mean its tanh form."""
-    stated = reader.get("hidden_act", str, "gelu_pytorch_tanh")
-    name = reader.get("hidden_activation", str, stated)
-    return gate_variant(reader, "gelu_pytorch_tanh" if name == "gelu" else name)
+    """The first files say "gelu" in `hidden_act` where they mean its tanh form."""
+    stated = reader.get("hidden_act", str, "gelu")
+    tanh = "gelu_pytorch_tanh"
+    return gate_variant(reader, "hidden_activation", tanh if stated == "gelu" else stated)
 
 
 def _read_gemma(reader: ConfigReader) -> LlamalikeTransformerConfig:

@@ -1,7 +1,8 @@
 """GPT-NeoX and Pythia: layer norms, biases, rotary positions in part of a head, parallel residuals.
 
 A block computes y = x + attention(norm_1(x)) + mlp(norm_2(x)), both norms reading the same x; with
-`use_parallel_residual=False` the second one reads what the first has added to.
+`use_parallel_residual=False` the second one reads what the first has added to. With learned
+positions and a tied head instead of rotary ones it is GPT-2, which is built here as well.
 
     model = build_gpt_neox_transformer(config, init_base_rng=jax.random.key(0))
     model = gpt_neox_from_huggingface_model(transformers.GPTNeoXForCausalLM.from_pretrained(...))
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from pz_core.selectors import select
 from pz_models._rope_config import read_rotary
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
@@ -30,16 +31,27 @@ from pz_models.transformer.model_parts import (
     TransformerLM,
     TransformerMetadata,
 )
-from pz_models.transformer.variants._gpt_neox_parameters import gpt_neox_parameters
+from pz_models.transformer.variants._activations import ACTIVATIONS, read_activation
+from pz_models.transformer.variants._gpt_neox_parameters import (
+    gpt_neox_parameters,
+    gpt_neox_parameters_in_memory,
+)
 from pz_models.transformer.variants._llamalike_parts import causal_mask
+from pz_named import named_axes as nx
 from pz_nn.attention import Attention
 from pz_nn.basic_ops import CastToDType, Elementwise, Softmax
 from pz_nn.combinators import BranchAndAddTogether, Residual
-from pz_nn.embeddings import ApplyRoPEToSubset, EmbeddingLookup, EmbeddingTable
+from pz_nn.embeddings import (
+    ApplyRoPEToSubset,
+    EmbeddingDecode,
+    EmbeddingLookup,
+    EmbeddingTable,
+)
 from pz_nn.grouping import Identity, Sequential
 from pz_nn.layer import Layer
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear, NamedEinsum
+from pz_nn.position_embeddings import AddLearnedPositions
 from pz_nn.rope_scaling import RoPEScaling
 from pz_nn.standardization import LayerNorm
 
@@ -52,21 +64,6 @@ __all__ = [
     "build_gpt_neox_transformer",
     "gpt_neox_from_huggingface_model",
 ]
-
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_approx": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-}
-_HUGGINGFACE_ACTIVATIONS = {
-    "gelu": "gelu_exact",
-    "gelu_new": "gelu_approx",
-    "gelu_pytorch_tanh": "gelu_approx",
-    "gelu_fast": "gelu_approx",
-    "silu": "silu",
-    "relu": "relu",
-}
 
 
 @dataclasses.dataclass
@@ -81,7 +78,7 @@ class GPTNeoXTransformerConfig:
       num_decoder_blocks: Blocks.
       vocab_size: Tokens.
       activation_fn: "gelu_exact" (erf), "gelu_approx" (tanh), "silu" or "relu".
-      rope_subset_size: How many leading entries of a head are rotated.
+      rope_subset_size: How many leading entries of a head are rotated; 0 for no rotary positions.
       rope_wavelength: Rotary base.
       layernorm_epsilon: ε of every norm.
       parameter_dtype: Dtype of parameters.
@@ -89,6 +86,10 @@ class GPTNeoXTransformerConfig:
       use_layer_stack: Whether blocks are one `LayerStack`, run by a loop.
       use_parallel_residual: Whether both parts of a block read the same input.
       rope_scaling: Rule for the rotary frequencies; None for none.
+      max_positions: How many positions have a learned embedding; None for no such embeddings.
+      tie_embedder_and_logits: Whether the output head is the embedding table.
+      query_scaling_factor: What queries are multiplied by; "default" is P ** -0.5.
+      scale_queries_by_depth: Whether queries of block i are divided by i + 1 besides.
     """
 
     num_attention_heads: int
@@ -106,6 +107,10 @@ class GPTNeoXTransformerConfig:
     use_layer_stack: bool = False
     use_parallel_residual: bool = True
     rope_scaling: RoPEScaling | None = None
+    max_positions: int | None = None
+    tie_embedder_and_logits: bool = False
+    query_scaling_factor: float | Literal["default"] = "default"
+    scale_queries_by_depth: bool = False
 
 
 def build_gpt_neox_feedforward(
@@ -121,9 +126,9 @@ def build_gpt_neox_feedforward(
     Raises:
       KeyError: `activation_fn` is not known.
     """
-    if config.activation_fn not in _ACTIVATIONS:
+    if config.activation_fn not in ACTIVATIONS:
         raise KeyError(
-            f"build_gpt_neox_feedforward: activation_fn must be one of {', '.join(_ACTIVATIONS)};"
+            f"build_gpt_neox_feedforward: activation_fn must be one of {', '.join(ACTIVATIONS)};"
             f" received {config.activation_fn!r}."
         )
     stream, wide = {"embedding": config.embedding_dim}, {"neurons": config.mlp_hidden_dim}
@@ -131,14 +136,17 @@ def build_gpt_neox_feedforward(
     return TransformerFeedForward(
         [
             affine(f"{name}/in", init_base_rng, input_axes=stream, output_axes=wide),
-            Elementwise(_ACTIVATIONS[config.activation_fn]),
+            Elementwise(ACTIVATIONS[config.activation_fn]),
             affine(f"{name}/out", init_base_rng, input_axes=wide, output_axes=stream),
         ]
     )
 
 
 def build_gpt_neox_attention(
-    name: str, init_base_rng: jax.Array | None, config: GPTNeoXTransformerConfig
+    name: str,
+    init_base_rng: jax.Array | None,
+    config: GPTNeoXTransformerConfig,
+    block_index: int = 0,
 ) -> Attention:
     """Causal attention with biases; rotary positions in the first entries of each head.
 
@@ -146,6 +154,7 @@ def build_gpt_neox_attention(
       name: Name of the part, which prefixes its labels.
       init_base_rng: Key of the model, or None for parameter slots.
       config: The model's configuration.
+      block_index: Which block; matters if `config.scale_queries_by_depth`.
     """
     stream = {"embedding": config.embedding_dim}
     heads = {"heads": config.num_attention_heads, "projection": config.projection_dim}
@@ -160,7 +169,7 @@ def build_gpt_neox_attention(
             dtype=config.parameter_dtype,
         )
 
-    rope = ApplyRoPEToSubset(
+    rotary = ApplyRoPEToSubset(
         embedding_axis="projection",
         max_wavelength=config.rope_wavelength,
         rope_subset_size=config.rope_subset_size,
@@ -168,13 +177,14 @@ def build_gpt_neox_attention(
         scaling=config.rope_scaling,
         angles_in_input_dtype=True,  # as HuggingFace
     )
+    rope = [rotary] if config.rope_subset_size else []
     query = {"seq": "tq", "heads": "h", "projection": "p"}
     key = {"seq": "tkv", "heads": "h", "projection": "p"}
     logits = {"seq": "tq", "heads": "h", "kv_seq": "tkv"}
-    scale = jnp.asarray(config.projection_dim**-0.5, dtype)
+    scale = ConstantRescale(jnp.asarray(_query_scale(config, block_index), dtype))
     return Attention(
-        input_to_query=Sequential([affine("query", stream, heads), rope, ConstantRescale(scale)]),
-        input_to_key=Sequential([affine("key", stream, heads), rope]),
+        input_to_query=Sequential([affine("query", stream, heads), *rope, scale]),
+        input_to_key=Sequential([affine("key", stream, heads), *rope]),
         input_to_value=Sequential([affine("value", stream, heads)]),
         query_key_to_attn=Sequential(
             [NamedEinsum((query, key), logits), causal_mask(None, dtype), Softmax("kv_seq")]
@@ -185,8 +195,17 @@ def build_gpt_neox_attention(
     )
 
 
+def _query_scale(config: GPTNeoXTransformerConfig, block_index: int) -> float:
+    given = config.query_scaling_factor
+    scale: float = config.projection_dim**-0.5 if given == "default" else given
+    return scale / (block_index + 1) if config.scale_queries_by_depth else scale
+
+
 def build_gpt_neox_block(
-    name: str, init_base_rng: jax.Array | None, config: GPTNeoXTransformerConfig
+    name: str,
+    init_base_rng: jax.Array | None,
+    config: GPTNeoXTransformerConfig,
+    block_index: int = 0,
 ) -> TransformerBlock:
     """One block, its two parts in parallel or one after the other.
 
@@ -194,12 +213,13 @@ def build_gpt_neox_block(
       name: Name of the block, which prefixes its labels.
       init_base_rng: Key of the model, or None for parameter slots.
       config: The model's configuration.
+      block_index: Which block; matters if `config.scale_queries_by_depth`.
     """
     parts = [
         Sequential(
             [
                 _norm(f"{name}/pre_attention_norm", init_base_rng, config),
-                build_gpt_neox_attention(f"{name}/attention", init_base_rng, config),
+                build_gpt_neox_attention(f"{name}/attention", init_base_rng, config, block_index),
             ]
         ),
         Sequential(
@@ -222,6 +242,30 @@ def _norm(name: str, rng: jax.Array | None, config: GPTNeoXTransformerConfig) ->
         epsilon=config.layernorm_epsilon,
         dtype=config.parameter_dtype,
     )
+
+
+def _blocks(
+    name: str, init_base_rng: jax.Array | None, config: GPTNeoXTransformerConfig
+) -> list[Layer]:
+    """The blocks one by one, or all as one layer stack."""
+    count = config.num_decoder_blocks
+    if not config.use_layer_stack:
+        return [
+            build_gpt_neox_block(f"{name}/block_{i}", init_base_rng, config, i)
+            for i in range(count)
+        ]
+    stack = LayerStack.from_sublayer_builder(
+        build_gpt_neox_block,
+        "blocks",
+        count,
+        init_base_rng,
+        {"name": f"{name}/blocks", "config": config},
+    )
+    if not config.scale_queries_by_depth:
+        return [stack]
+    scales = [_query_scale(config, i) for i in range(count)]
+    by = nx.wrap(jnp.asarray(scales, config.activation_dtype), "blocks")
+    return [select(stack).at_instances_of(ConstantRescale).apply(lambda _: ConstantRescale(by))]
 
 
 def build_gpt_neox_transformer(
@@ -247,22 +291,23 @@ def build_gpt_neox_transformer(
     sublayers: list[Layer] = [EmbeddingLookup(table, embedding_axes_last=True)]
     if jnp.dtype(config.activation_dtype) != jnp.dtype(dtype):
         sublayers.append(CastToDType(config.activation_dtype))
-    count = config.num_decoder_blocks
-    if config.use_layer_stack:
-        kwargs = {"name": f"{name}/blocks", "config": config}
-        build = LayerStack.from_sublayer_builder
-        sublayers.append(build(build_gpt_neox_block, "blocks", count, init_base_rng, kwargs))
-    else:
-        sublayers += [
-            build_gpt_neox_block(f"{name}/block_{i}", init_base_rng, config) for i in range(count)
-        ]
-    sublayers.append(_norm(f"{name}/final_norm", init_base_rng, config))
-    head = {"vocabulary": config.vocab_size}
-    sublayers.append(
-        Linear.from_config(
-            f"{name}/lm_head", init_base_rng, input_axes=stream, output_axes=head, dtype=dtype
+    if config.max_positions is not None:
+        sublayers.append(
+            AddLearnedPositions.from_config(
+                f"{name}/positions", init_base_rng, config.max_positions, stream, dtype=dtype
+            )
         )
-    )
+    sublayers += _blocks(name, init_base_rng, config)
+    sublayers.append(_norm(f"{name}/final_norm", init_base_rng, config))
+    if config.tie_embedder_and_logits:
+        sublayers.append(EmbeddingDecode(table))
+    else:
+        head = {"vocabulary": config.vocab_size}
+        sublayers.append(
+            Linear.from_config(
+                f"{name}/lm_head", init_base_rng, input_axes=stream, output_axes=head, dtype=dtype
+            )
+        )
     metadata = TransformerMetadata(
         common_head_axes={"heads": config.num_attention_heads},
         query_only_head_axes={},
@@ -278,12 +323,10 @@ def build_gpt_neox_transformer(
 
 def _read_config(reader: ConfigReader) -> GPTNeoXTransformerConfig:
     heads, width = reader.positive("num_attention_heads"), reader.positive("hidden_size")
-    activation = reader.get("hidden_act", str, "gelu")
-    if width % heads or activation not in _HUGGINGFACE_ACTIVATIONS:
+    if width % heads:
         raise UnsupportedConfigError(
-            f"{reader.source}: 'hidden_size' should be a multiple of 'num_attention_heads', and"
-            f" 'hidden_act' one of {', '.join(_HUGGINGFACE_ACTIVATIONS)}; they are {width},"
-            f" {heads} and {activation!r}."
+            f"{reader.source}: 'hidden_size' should be a multiple of 'num_attention_heads'; they"
+            f" are {width} and {heads}."
         )
     reader.expect("attention_bias", True)
     reader.expect("tie_word_embeddings", False)
@@ -299,7 +342,7 @@ def _read_config(reader: ConfigReader) -> GPTNeoXTransformerConfig:
         mlp_hidden_dim=reader.positive("intermediate_size"),
         num_decoder_blocks=reader.positive("num_hidden_layers"),
         vocab_size=reader.positive("vocab_size"),
-        activation_fn=_HUGGINGFACE_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        activation_fn=read_activation(reader, "hidden_act", "gelu"),
         rope_subset_size=int(width // heads * rotary.fraction),
         rope_wavelength=rotary.base,
         layernorm_epsilon=reader.get("layer_norm_eps", float, 1e-5),
@@ -317,7 +360,7 @@ FAMILY = Family(
     build=build_gpt_neox_transformer,
     parameters=gpt_neox_parameters,
     is_ignored=lambda key: key.endswith((".attention.bias", ".masked_bias", ".inv_freq")),
-    aliases={"embed_out.weight": "lm_head.weight"},
+    other_layouts=(gpt_neox_parameters_in_memory,),
 )
 
 

@@ -35,7 +35,7 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
-        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        mlp_variant=gate_variant(reader),
         attention_bias=reader.get("attention_bias", bool, False),
         mlp_bias=reader.get("mlp_bias", bool, False),
     )

@@ -36,14 +36,16 @@ from pz_models.transformer.model_parts import (
     TransformerLM,
     TransformerMetadata,
 )
+from pz_models.transformer.position_scaling import ScaleByPosition
 from pz_models.transformer.variants._llamalike_parts import (
-    ACTIVATIONS,
+    GATES,
     causal_mask,
     projection,
     rms_norm,
     rotary,
 )
 from pz_models.transformer.variants._stacked_pattern import with_pattern
+from pz_models.transformer.variants.experts import ExpertsConfig, build_experts_feedforward
 from pz_nn.attention import Attention
 from pz_nn.basic_ops import CastToDType, Elementwise, Softmax, TanhSoftCap
 from pz_nn.combinators import BranchAndMultiplyTogether, Residual
@@ -122,6 +124,9 @@ class LlamalikeTransformerConfig:
       use_pre_norm: Whether attention and feed-forward read a normed residual stream.
       qk_norm_across_heads: Whether `use_qk_norm` norms all heads of a token as one vector.
       rope_layers: For each block, whether it has rotary positions; None if all have.
+      query_position_scaling: β and O by which queries grow with their position, as
+        `pz_models.transformer.position_scaling` says; None for not.
+      experts: How feed-forward parts are mixtures of experts; None for dense ones.
     """
 
     num_kv_heads: int
@@ -157,6 +162,8 @@ class LlamalikeTransformerConfig:
     use_pre_norm: bool = True
     qk_norm_across_heads: bool = False
     rope_layers: tuple[bool, ...] | None = None
+    query_position_scaling: tuple[float, int] | None = None
+    experts: ExpertsConfig | None = None
 
     @property
     def embeddings_are_scaled(self) -> bool:
@@ -191,16 +198,16 @@ def build_llamalike_feedforward(
     Raises:
       ValueError: `mlp_variant` is not known.
     """
-    if config.mlp_variant not in ACTIVATIONS:
+    if config.mlp_variant not in GATES:
         raise ValueError(
-            f"build_llamalike_feedforward: mlp_variant must be one of {', '.join(ACTIVATIONS)};"
+            f"build_llamalike_feedforward: mlp_variant must be one of {', '.join(GATES)};"
             f" received {config.mlp_variant!r}."
         )
     wide = ({"embedding": config.embedding_dim}, {"neurons": config.mlp_hidden_dim})
     project = functools.partial(projection, bias=config.mlp_bias, config=config)
     gate = [
         project(f"{name}/gating_linear", init_base_rng, wide),
-        Elementwise(ACTIVATIONS[config.mlp_variant]),
+        Elementwise(GATES[config.mlp_variant]),
     ]
     value = project(f"{name}/value_linear", init_base_rng, wide)
     return TransformerFeedForward(
@@ -264,7 +271,7 @@ def build_llamalike_attention(
 
     scale = config.query_scaling_factor
     scale = config.projection_dim**-0.5 if scale == "default" else scale
-    cap = config.attn_logits_soft_cap
+    cap, growth = config.attn_logits_soft_cap, config.query_position_scaling
     heads = {axis: axis for axis in (*common, *query_only)}
     shared = {axis: axis for axis in common}
     logits = {"seq": "tq", **heads, "kv_seq": "tkv"}
@@ -275,6 +282,7 @@ def build_llamalike_attention(
                 project("query", (stream, query_axes), bias),
                 *qk_norm("query_norm", query_axes),
                 *rotary(window, config, block_index),
+                *([] if growth is None else [ScaleByPosition(*growth)]),
                 ConstantRescale(jnp.asarray(scale, dtype)),
             ]
         ),
@@ -324,7 +332,8 @@ def build_llamalike_block(
       name: Name of the block, which prefixes its labels.
       init_base_rng: Key of the model, or None for parameter slots.
       config: The model's configuration.
-      block_index: Which block; needed if `config.attention_type` is a sequence.
+      block_index: Which block; needed if `config.attention_type` is a sequence, and for blocks
+        without experts in a model with experts.
 
     Raises:
       ValueError: As `build_llamalike_attention` and `build_llamalike_feedforward`.
@@ -337,7 +346,11 @@ def build_llamalike_block(
         return [rms_norm(f"{name}/{part}", init_base_rng, axes, config)]
 
     attention = build_llamalike_attention(f"{name}/attention", init_base_rng, config, block_index)
-    feedforward = build_llamalike_feedforward(f"{name}/mlp", init_base_rng, config)
+    experts = config.experts
+    if experts is None or block_index in experts.dense_blocks:
+        feedforward = build_llamalike_feedforward(f"{name}/mlp", init_base_rng, config)
+    else:
+        feedforward = build_experts_feedforward(f"{name}/mlp", init_base_rng, experts, config)
     return TransformerBlock(
         [
             Residual(
@@ -373,6 +386,12 @@ def _blocks(
             f" of blocks; received {len(pattern)} types and {count} blocks."
         )
     if config.use_layer_stack:
+        if config.experts is not None and config.experts.dense_blocks:
+            raise ValueError(
+                "build_llamalike_transformer: the blocks"
+                f" {', '.join(map(str, config.experts.dense_blocks))} have no experts and the others"
+                " have, so that they cannot be one layer stack. Set use_layer_stack=False."
+            )
         types = [_attention_type(config, index) for index in range(count)]
         windows = [getattr(kind, "window_size", None) for kind in types]
         # One block stands for all; what differs between them becomes arrays with the stack axis.

@@ -29,13 +29,12 @@ __all__ = ["FAMILY", "mistral_from_huggingface_model"]
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     sizes = common_fields(reader)
-    # Files since v0.2 say null; the class of transformers defaults to 4,096.
-    window = reader.get("sliding_window", int)
+    window = reader.nullable("sliding_window", int, 4096)  # files since v0.2 say null
     slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
-        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        mlp_variant=gate_variant(reader),
         attention_type=layer_pattern(reader, window, slides),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pz_models._rope_config import read_rotary
 from pz_models.config_reader import ConfigReader
 from pz_models.families import Family
-from pz_models.parameter_plan import StoredParameter
+from pz_models.parameter_plan import Layout, StoredParameter
 from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     gate_variant,
@@ -31,14 +31,12 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
-        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        mlp_variant=gate_variant(reader),
         attention_type=layer_pattern(reader, window, slides),
     )
 
 
-def _parameters(
-    config: LlamalikeTransformerConfig,
-) -> tuple[list[StoredParameter], list[list[StoredParameter]]]:
+def _parameters(config: LlamalikeTransformerConfig) -> Layout:
     """As Llama's, with query, key and value, and gate and value, as rows of one tensor."""
     outer, blocks = llamalike_parameters(config)
     groups = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}

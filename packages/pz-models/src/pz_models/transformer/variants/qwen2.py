@@ -32,7 +32,7 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
-        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        mlp_variant=gate_variant(reader),
         attention_bias="qkv",
         attention_type=layer_pattern(reader, window if on else None, slides),
     )

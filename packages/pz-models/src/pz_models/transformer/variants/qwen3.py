@@ -24,7 +24,7 @@ __all__ = ["FAMILY"]
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader)
+    sizes = common_fields(reader, head=128)
     on = reader.get("use_sliding_window", bool, False)
     window = reader.get("sliding_window", int)  # kept by older files while it is switched off
     first = reader.get("max_window_layers", int, 28)
@@ -32,7 +32,7 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
-        mlp_variant=gate_variant(reader, reader.get("hidden_act", str, "silu")),
+        mlp_variant=gate_variant(reader),
         use_qk_norm=True,
         attention_bias=reader.get("attention_bias", bool, False),
         attention_type=layer_pattern(reader, window if on else None, slides),
