@@ -103,6 +103,22 @@ def test_nothing_of_a_hostile_page_runs(open_page, static):
     assert page.locator("img[onerror]").count() == 0
 
 
+def test_nothing_of_a_hostile_notebook_runs(open_page):
+    outputs = [
+        content._repr_html_()
+        if hasattr(content, "_repr_html_")
+        else treescope.render_to_html(content)
+        for content in hostile_views().values()
+        if not isinstance(content, str)
+    ]
+    page = open_page(f"<!DOCTYPE html><html><body>{''.join(outputs)}</body></html>")
+    page.wait_for_timeout(500)  # frames load, and treescope unpacks what comes into view
+    assert len(page.frames) > 5
+    for frame in page.frames:
+        assert frame.evaluate("window.hacked") is None
+    assert page.locator("img[onerror]").count() == 0
+
+
 def test_nodes_fold_by_pointer_and_by_keyboard(open_page):
     page = open_page(pz_viz.to_html(Span(Span([1, 2], "x" * 70), 3)))
     tree = page.locator(".treescope_root")

@@ -1,11 +1,13 @@
 """Pages are valid, self-contained, escaped and bounded."""
 
+import inspect
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import treescope
+import viz_hostile
 from viz_hostile import checked, hostile_views
 from viz_samples import HOSTILE, Chain, Span, linear
 
@@ -29,6 +31,13 @@ def test_hostile_text_stays_text_in_every_view(static):
         assert not name.startswith("on"), (tag, name, value)
         assert name not in ("href", "src") or value.startswith(("#", "data:image/png"))
     assert any(visible(HOSTILE[0]) in text for text in checker.texts)
+
+
+def test_no_view_is_forgotten():
+    source = inspect.getsource(viz_hostile)
+    views = [n for n in pz_viz.__all__ if n.endswith("_view") or n.startswith("show_")]
+    forgotten = [name for name in [*views, "side_by_side", "summary"] if name not in source]
+    assert forgotten == []
 
 
 @pytest.mark.parametrize("static", [False, True])

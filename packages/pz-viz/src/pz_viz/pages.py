@@ -189,7 +189,8 @@ def _assembled(
         )
         page.parts.append(f'<nav aria-label="Sections"><ol>{links}</ol></nav>')
     for i, section in enumerate(sections):
-        page.parts.append(f'<section id="section-{i}">')
+        element = "section" if section.heading else "div"  # a section has a heading
+        page.parts.append(f'<{element} id="section-{i}">')
         if section.heading:
             page.parts.append(f"<h2>{escaped(section.heading)}</h2>")
         if section.note:
@@ -197,7 +198,7 @@ def _assembled(
         contents = section.content if isinstance(section.content, tuple) else (section.content,)
         for content in contents:
             _add(page, content)
-        page.parts.append("</section>")
+        page.parts.append(f"</{element}>")
     page.parts.append("</main>")
     style = "\n".join(sorted(page.styles)) + (_STATIC_STYLE if static else "")
     return document(

@@ -9,6 +9,7 @@ from viz_samples import HOSTILE, Span
 
 import pz_named as nx
 import pz_viz
+from pz_core.selectors import select
 
 VOID = {"meta", "input", "img", "br", "hr", "link"}
 
@@ -70,5 +71,11 @@ def hostile_views() -> dict[str, Any]:
         "Summary": pz_viz.summary({text: axis for text in HOSTILE}, title=HOSTILE[7]),
         "Tokens": pz_viz.show_token_array(np.arange(count), HOSTILE),
         "Scores": pz_viz.show_token_scores(np.arange(count), np.arange(count), HOSTILE),
+        "Selection": select({text: Span(text, [axis], text) for text in HOSTILE}).at_instances_of(
+            list
+        ),
+        "Side by side": pz_viz.side_by_side(
+            {text: pz_viz.summary({text: axis}) for text in HOSTILE[:2]}, title=HOSTILE[6]
+        ),
         HOSTILE[3]: HOSTILE[8],
     }
