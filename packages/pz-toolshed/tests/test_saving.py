@@ -229,6 +229,38 @@ def test_the_orbax_backend_saves_and_loads_the_same_entries(tmp_path):
     tm.assert_trees_close(values(part), values(one[:1]), atol=0)
 
 
+def test_failures_of_orbax_are_our_errors(tmp_path, monkeypatch):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    tree = [Parameter(label="x", value=jnp.ones(3))]
+    path = save(tmp_path, tree, step=1, keep=3, backend="orbax")
+    with pytest.raises(ValueError, match=r"step 1 is saved in .* already.*step=2"):
+        save(tmp_path, tree, step=1, keep=3, backend="orbax")
+    second = save(tmp_path, tree, step=2, keep=3, backend="orbax")  # the repair
+    (second / "description" / "metadata").write_text("{damaged")
+    with pytest.raises(CheckpointFormatError, match=r"orbax/2 is damaged.*Load another step"):
+        load(tmp_path, tree)
+    (data,) = (path / "arrays" / "d").iterdir()
+    whole = data.read_bytes()
+    data.write_bytes(whole[:5])
+    with pytest.raises(CheckpointFormatError, match=r"orbax/1 is damaged"):
+        load(tmp_path, tree, step=1)
+    data.write_bytes(whole)
+    tm.assert_trees_close(values(load(tmp_path, tree, step=1)), values(tree), atol=0)  # the repair
+
+    def fail(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: no space left")
+
+    for call in ("save", "wait_until_finished"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.CheckpointManager, call, fail)
+            with pytest.raises(
+                CheckpointWriteError, match=r"orbax/3: RESOURCE_EXHAUSTED.*Make room"
+            ):
+                save(tmp_path / call, tree, step=3, backend="orbax")
+    with pytest.raises(CheckpointWriteError, match="Not a directory"):
+        save(data, tree, backend="orbax")
+
+
 # --- what does not fit -----------------------------------------------------------------------------
 
 

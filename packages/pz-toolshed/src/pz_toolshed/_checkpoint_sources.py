@@ -19,7 +19,8 @@ import numpy as np
 from pz_named.named_axes import NamedArray, is_namedarray
 from pz_toolshed import _orbax_backend
 from pz_toolshed._array_leaves import data_axes, with_data
-from pz_toolshed._safetensors_file import CheckpointFormatError, read_header
+from pz_toolshed._safetensors_file import read_header
+from pz_toolshed.checkpoint_errors import CheckpointFormatError
 
 __all__ = [
     "FORMAT",
@@ -192,11 +193,12 @@ def opened(path: pathlib.Path, step: int | None) -> Iterator[Source]:
         yield _file_source(file)
         return
     with _orbax_backend.OrbaxCheckpoint.opened(path, step) as checkpoint:
-        where = _orbax_backend.orbax_folder(path) / str(step)
         description = checkpoint.description
-        _check_format(where, description.get("format"), description.get("version"))
+        _check_format(checkpoint.path, description.get("format"), description.get("version"))
         entries = description["entries"]
-        yield Source(where, entries, lambda olds: _orbax_reader(checkpoint, entries, olds))
+        yield Source(
+            checkpoint.path, entries, lambda olds: _orbax_reader(checkpoint, entries, olds)
+        )
 
 
 def _file_source(path: pathlib.Path) -> Source:

@@ -16,7 +16,20 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["OrbaxCheckpoint", "orbax_folder", "orbax_steps", "start_saving"]
+from pz_toolshed.checkpoint_errors import CheckpointFormatError, CheckpointWriteError
+
+__all__ = [
+    "OrbaxCheckpoint",
+    "finish_saving",
+    "orbax_folder",
+    "orbax_steps",
+    "permuted_sharding",
+    "start_saving",
+]
+
+# What orbax and tensorstore below it raise when a file cannot be written or read: the system's own
+# errors, and their texts as ValueError or RuntimeError.
+_STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 def orbax_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -60,22 +73,60 @@ def start_saving(
       keep: How many steps to keep.
 
     Returns:
-      Orbax's manager, to wait for and to close.
+      Orbax's manager, for `finish_saving`.
+
+    Raises:
+      CheckpointWriteError: If the system refuses to write.
     """
     ocp = _orbax()
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    manager = ocp.CheckpointManager(orbax_folder(folder), options=options)
     stored = {_key(name): _storable(array) for name, array in arrays.items()}
-    if step in manager.all_steps():
-        manager.delete(step)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            arrays=ocp.args.StandardSave(stored), description=ocp.args.JsonSave(dict(description))
-        ),
-        force=True,
+    args = ocp.args.Composite(
+        arrays=ocp.args.StandardSave(stored), description=ocp.args.JsonSave(dict(description))
     )
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    with _as_write_error(orbax_folder(folder) / str(step)):
+        manager = ocp.CheckpointManager(orbax_folder(folder), options=options)
+        manager.save(step, args=args, force=True)
     return manager
+
+
+def finish_saving(manager: Any, path: pathlib.Path) -> None:
+    """Waits until a checkpoint is complete, and closes the manager.
+
+    Args:
+      manager: What `start_saving` returned.
+      path: The folder of the checkpoint.
+
+    Raises:
+      CheckpointWriteError: If the system refused to write.
+    """
+    with _as_write_error(path):
+        try:
+            manager.wait_until_finished()
+        finally:
+            manager.close()
+
+
+@contextlib.contextmanager
+def _as_write_error(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except _STORAGE_ERRORS as error:
+        raise CheckpointWriteError(
+            f"could not write the checkpoint {path}: {error}. Earlier checkpoints are as they were. "
+            "Make room or make the folder writable, then save again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _as_format_error(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (*_STORAGE_ERRORS, KeyError) as error:
+        raise CheckpointFormatError(
+            f"{path} is damaged, or was not written by pz_toolshed.saving: {error}. Load another "
+            "step, or copy the folder again."
+        ) from error
 
 
 def _key(name: str) -> str:
@@ -90,16 +141,22 @@ def _storable(array: Any) -> Any:
 
 
 class OrbaxCheckpoint:
-    """One complete checkpoint, opened by `opened`."""
+    """One complete checkpoint, opened by `opened`.
 
-    def __init__(self, manager: Any, step: int):
+    Attributes:
+      path: Its folder.
+      description: What was given to `start_saving`.
+    """
+
+    def __init__(self, manager: Any, path: pathlib.Path):
         self._manager = manager
-        self._step = step
+        self.path = path
         ocp = _orbax()
-        restored = manager.restore(
-            step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
-        )
-        self.description: dict[str, Any] = restored["description"]
+        args = ocp.args.Composite(description=ocp.args.JsonRestore())
+        with _as_format_error(path):
+            self.description: dict[str, Any] = manager.restore(int(path.name), args=args)[
+                "description"
+            ]
 
     @classmethod
     @contextlib.contextmanager
@@ -109,7 +166,7 @@ class OrbaxCheckpoint:
         with ocp.CheckpointManager(
             orbax_folder(folder), options=ocp.CheckpointManagerOptions(create=False)
         ) as manager:
-            yield cls(manager, step)
+            yield cls(manager, orbax_folder(folder) / str(step))
 
     def read(self, wanted: Mapping[str, tuple[tuple[int, ...], Any, Any]]) -> dict[str, Any]:
         """Reads arrays.
@@ -120,6 +177,9 @@ class OrbaxCheckpoint:
 
         Returns:
           The arrays by name.
+
+        Raises:
+          CheckpointFormatError: If they cannot be read.
         """
         ocp = _orbax()
         struct: Any = jax.ShapeDtypeStruct
@@ -130,9 +190,9 @@ class OrbaxCheckpoint:
             else struct(shape, dtype, sharding=sharding)
             for name, (shape, dtype, sharding) in wanted.items()
         }
-        restored = self._manager.restore(
-            self._step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-        )["arrays"]
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+        with _as_format_error(self.path):
+            restored = self._manager.restore(int(self.path.name), args=args)["arrays"]
         return {name: restored[_key(name)] for name in wanted}
 
 

@@ -24,9 +24,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pz_toolshed.checkpoint_errors import CheckpointFormatError, CheckpointWriteError
+
 __all__ = [
-    "CheckpointFormatError",
-    "CheckpointWriteError",
     "TensorInfo",
     "TensorsFile",
     "read_header",
@@ -54,24 +54,6 @@ _DTYPES: dict[str, Any] = {
 }
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
-
-
-class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; earlier ones are as they were.
-
-        save("/full-disk/run", model)      # error: No space left on device
-
-    Repair: what the system's message says (make room, make the folder writable), then save again.
-    """
-
-
-class CheckpointFormatError(ValueError):
-    """A file is no checkpoint, or a damaged one.
-
-        load("runs/1", like=model)         # error: the header promises 500 bytes, the file has 10
-
-    Repair: load an earlier step (`load(..., step=...)`), or copy the file again.
-    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,12 +19,10 @@ and `save_in_background` does so while training goes on; `load` and `resume` rea
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from pz_toolshed import _orbax_backend
@@ -46,12 +44,10 @@ from pz_toolshed._checkpoint_sources import (
     stored_dtype_and_shape,
     to_host,
 )
-from pz_toolshed._safetensors_file import (
-    CheckpointFormatError,
-    CheckpointWriteError,
-    remove_leftovers,
-    write_atomically,
-)
+from pz_toolshed._safetensors_file import remove_leftovers, write_atomically
+from pz_toolshed.checkpoint_errors import CheckpointFormatError as CheckpointFormatError
+from pz_toolshed.checkpoint_errors import CheckpointMismatchError as CheckpointMismatchError
+from pz_toolshed.checkpoint_errors import CheckpointWriteError as CheckpointWriteError
 
 __all__ = [
     "CheckpointFormatError",
@@ -64,57 +60,6 @@ __all__ = [
     "save_in_background",
     "saved_steps",
 ]
-
-
-class CheckpointMismatchError(ValueError):
-    """A checkpoint does not fit the tree that it is to be loaded into.
-
-    For example, loading a checkpoint of a two-layer model into a three-layer model. Build `like` as
-    the saved model was built, or allow what is meant to differ (`allow_missing`, `allow_surplus`).
-
-    Attributes:
-      missing: Names that the tree needs and the checkpoint lacks.
-      surplus: Names that the checkpoint has and the tree lacks.
-      mismatching: For each name in both that differs in shape or dtype: what was saved, and what the
-        tree has.
-    """
-
-    def __init__(
-        self,
-        where: object,
-        missing: Sequence[str],
-        surplus: Sequence[str],
-        mismatching: Mapping[str, tuple[str, str]],
-    ):
-        self.missing = list(missing)
-        self.surplus = list(surplus)
-        self.mismatching = dict(mismatching)
-        super().__init__(_mismatch_text(where, self.missing, self.surplus, self.mismatching))
-
-
-def _mismatch_text(
-    where: object,
-    missing: list[str],
-    surplus: list[str],
-    mismatching: dict[str, tuple[str, str]],
-) -> str:
-    lines = [f"the checkpoint {where} does not fit `like`:"]
-    for name in missing:
-        near = difflib.get_close_matches(name, surplus, n=1)
-        hint = f" (the checkpoint has {near[0]!r})" if near else ""
-        lines.append(f"  missing in the checkpoint: {name!r}{hint}")
-    lines += [f"  not in `like`: {name!r}" for name in surplus]
-    lines += [
-        f"  different: {name!r} was saved as {saved}, `like` has {there}"
-        for name, (saved, there) in mismatching.items()
-    ]
-    if len(lines) > 21:
-        lines[21:] = [f"  ... and {len(lines) - 21} more"]
-    lines.append(
-        "Build `like` as the saved model was built; or allow the difference (allow_missing=True, "
-        "allow_surplus=True, cast=True for dtypes)."
-    )
-    return "\n".join(lines)
 
 
 Backend: TypeAlias = Literal["safetensors", "orbax"]
@@ -143,7 +88,8 @@ def save(
       The file or folder.
 
     Raises:
-      ValueError: If two different arrays would have one name, or the step is below a saved one.
+      ValueError: If two different arrays would have one name, or the step is below a saved one
+        (for orbax: or equal to it).
       CheckpointWriteError: If the system refuses to write; earlier checkpoints are unharmed.
     """
     if backend == "orbax":
@@ -180,9 +126,15 @@ class PendingSave:
         self._path = path
 
     def wait(self) -> pathlib.Path:
-        """Waits until the checkpoint is complete, and returns its folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the checkpoint is complete.
+
+        Returns:
+          Its folder.
+
+        Raises:
+          CheckpointWriteError: If it could not be written; earlier checkpoints are unharmed.
+        """
+        _orbax_backend.finish_saving(self._manager, self._path)
         return self._path
 
 
@@ -204,10 +156,16 @@ def save_in_background(
 
     Raises:
       ValueError: As `save`.
+      CheckpointWriteError: As `save`; what fails later is raised by `PendingSave.wait`.
       ImportError: If orbax is not installed.
     """
     folder = pathlib.Path(directory)
     step = _checked_step(folder, step, keep)
+    if step in _orbax_backend.orbax_steps(folder):
+        raise ValueError(
+            f"save: step {step} is saved in {folder} already, and orbax cannot replace a step without "
+            f"losing it for a moment. Save under a later step, e.g. step={step + 1}."
+        )
     entries = _collect(tree)
     description = {
         "format": FORMAT,
@@ -222,7 +180,12 @@ def save_in_background(
 def _checked_step(folder: pathlib.Path, step: int | None, keep: int) -> int:
     if keep < 1:
         raise ValueError(f"save: keep must be at least 1, since this checkpoint stays; got {keep}.")
-    steps = saved_steps(folder)
+    try:
+        steps = saved_steps(folder)
+    except OSError as error:
+        raise CheckpointWriteError(
+            error.errno, f"save: {folder} is no folder that can be read: {error.strerror}"
+        ) from error
     if step is None:
         return steps[-1] + 1 if steps else 0
     if step < 0:

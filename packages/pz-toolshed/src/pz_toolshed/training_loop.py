@@ -69,7 +69,7 @@ def fit(
       batches: Keyword arguments of each step.
       steps: How many steps to make at most; default: one per batch.
       callbacks: Called after each step.
-      progress: Show a progress bar with the loss.
+      progress: Show a progress bar with the loss and what callbacks last added to the metrics.
 
     Returns:
       How many steps the trainer has made in all.
@@ -77,16 +77,21 @@ def fit(
     done = int(trainer.state.value.step)
     callbacks = list(callbacks)
     bar = _progress_bar(steps) if progress else None
+    shown: dict[str, str] = {}
     try:
         for batch in itertools.islice(batches, steps):
             loss, aux = trainer.step_with_loss(**batch)
             done += 1
-            event = TrainingEvent(done, {"loss": loss, **_scalars(aux)}, trainer)
-            if bar is not None:
-                bar.update()
-                bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
+            scalars = _scalars(aux)
+            event = TrainingEvent(done, {"loss": loss, **scalars}, trainer)
             # A list, not a generator: a callback that stops does not keep the others from running.
-            if any([callback(event) for callback in callbacks]):
+            is_over = any([callback(event) for callback in callbacks])
+            if bar is not None:
+                added = {name: x for name, x in event.metrics.items() if name not in scalars}
+                shown |= {name: f"{float(value):.4g}" for name, value in added.items()}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+            if is_over:
                 break
     finally:
         if bar is not None:
