@@ -58,6 +58,11 @@ class ConfigReader:
         self._understood: set[str] = set()
         self.source = source
 
+    @property
+    def read(self) -> frozenset[str]:
+        """The fields that have been asked for so far."""
+        return frozenset(self._understood)
+
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
         return self._config.get(field) is not None

@@ -10,7 +10,7 @@ All are `ValueError`s, so code that catches those keeps working.
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "PromptError", "UnsupportedConfigError"]
+__all__ = ["CheckpointError", "ExportError", "PromptError", "UnsupportedConfigError"]
 
 
 class CheckpointError(ValueError):
@@ -28,6 +28,14 @@ class UnsupportedConfigError(ValueError):
     Raised for an unknown model family, and for a field that shapes the computation and is not
     understood. For example `"hidden_act": "xielu"` in a Llama's `config.json`; the repair is a
     family module that handles the field (CONTRIBUTING.md, "Adding a family").
+    """
+
+
+class ExportError(ValueError):
+    """A model has a part that a checkpoint of its family cannot express.
+
+    Raised by `save_huggingface`, for example for a model with a layer put in between two blocks; the
+    repair is to fold the edit into the parameters, or to save the model with pz-toolshed.
     """
 
 

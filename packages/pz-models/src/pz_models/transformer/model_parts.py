@@ -38,8 +38,9 @@ class TransformerMetadata:
       mlp_hidden_dim: Width of the feed-forward part.
       vocab_size: Number of tokens.
       activation_dtype: Dtype of activations and caches.
-      config: The configuration that the model was built from, where there is one; what is needed
-        to write it back to a file.
+      config: The configuration that the model was built from, where there is one.
+      huggingface_config: What `config.json` said, for a model that was loaded; it is written back
+        when the model is saved.
     """
 
     common_head_axes: dict[str, int]
@@ -50,6 +51,7 @@ class TransformerMetadata:
     vocab_size: int
     activation_dtype: Any
     config: Any = None
+    huggingface_config: dict[str, Any] | None = None
 
 
 @pytree_dataclass(has_implicitly_inherited_fields=True)
