@@ -5,5 +5,7 @@ import sys as _sys
 import pz_models.loading as _real
 from pz_models.loading import load as load
 from pz_models.loading import model_from_checkpoint as model_from_checkpoint
+from pz_models.loading import read_config as read_config
+from pz_models.loading import with_parameters as with_parameters
 
 _sys.modules[__name__] = _real

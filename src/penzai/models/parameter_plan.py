@@ -3,8 +3,11 @@
 import sys as _sys
 
 import pz_models.parameter_plan as _real
+from pz_models.parameter_plan import Layout as Layout
 from pz_models.parameter_plan import PlannedRead as PlannedRead
 from pz_models.parameter_plan import StoredParameter as StoredParameter
+from pz_models.parameter_plan import parameter_label as parameter_label
 from pz_models.parameter_plan import plan_reads as plan_reads
+from pz_models.parameter_plan import with_keys as with_keys
 
 _sys.modules[__name__] = _real

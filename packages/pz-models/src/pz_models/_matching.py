@@ -108,9 +108,9 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _equal_trees(a: Any, b: Any) -> bool:
-    leaves, treedef = jax.tree_util.tree_flatten(a)
-    others, other_treedef = jax.tree_util.tree_flatten(b)
-    return bool(treedef == other_treedef) and all(map(_equal, leaves, others))
+    structures: list[Any] = [jax.tree_util.tree_structure(tree) for tree in (a, b)]
+    leaves = [jax.tree_util.tree_leaves(tree) for tree in (a, b)]
+    return bool(structures[0] == structures[1]) and all(map(_equal, *leaves))
 
 
 def _is_number(node: Any) -> bool:

@@ -15,18 +15,17 @@ import jax
 import numpy as np
 
 from pz_core.variables import Parameter
+from pz_models._placement import Placement
 from pz_models._suggestions import near_misses
 from pz_models.checkpoints import Checkpoint
 from pz_models.errors import CheckpointError
-from pz_models.parameter_plan import PlannedRead, StoredParameter
+from pz_models.parameter_plan import PlannedRead, StoredParameter, parameter_label
 from pz_named import named_axes as nx
 
-__all__ = ["aligned_empty", "check_plan", "read_parameters"]
+__all__ = ["aligned_empty", "check_plan", "parameter_shapes", "read_parameters"]
 
 _ALIGNMENT = 64  # what XLA's CPU client asks of memory that it takes over
 _MOST_NAMED = 5
-
-Placement = Callable[[str, tuple[str, ...], np.ndarray], jax.Array]
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -79,6 +78,19 @@ def check_plan(
         )
 
 
+def parameter_shapes(
+    reads: Sequence[PlannedRead], *, name: str, n_blocks: int, stacked: bool
+) -> dict[str, dict[str, int]]:
+    """Named shapes of all parameters by label; arguments as in `read_parameters`."""
+    shapes = {}
+    for read in reads:
+        for block, entry in read.parts:
+            stack = {"blocks": n_blocks} if stacked and block is not None else {}
+            label = parameter_label(name, block, entry, stacked)
+            shapes[label] = stack | entry.element_axes | dict(entry.axes)
+    return shapes
+
+
 def read_parameters(
     checkpoint: Checkpoint,
     reads: Sequence[PlannedRead],
@@ -110,7 +122,7 @@ def read_parameters(
         for read in reads:
             targets = {}
             for block, entry in read.parts:
-                label = _label(name, block, entry, stacked)
+                label = parameter_label(name, block, entry, stacked)
                 if label not in places:
                     stack_size = n_blocks if stacked and block is not None else 0
                     places[label] = _Place(entry, stack_size, dtype)
@@ -143,12 +155,6 @@ class _Place:
     @property
     def is_complete(self) -> bool:
         return self.missing == 0
-
-
-def _label(name: str, block: int | None, entry: StoredParameter, stacked: bool) -> str:
-    if block is None:
-        return f"{name}/{entry.label}"
-    return f"{name}/{'blocks' if stacked else f'block_{block}'}/{entry.label}"
 
 
 def _fill(

@@ -2,6 +2,7 @@
 
     model = load("SmolLM2-135M-Instruct.Q4_1.gguf")
     model = load("Llama-3.2-1B/", dtype=jnp.bfloat16, use_layer_stack=True)
+    model = load("HuggingFaceTB/SmolLM2-135M", revision="main")     # from the hub
 
 Every source takes the same way: read the header, check that configuration and tensors fit the
 family, build the tree with empty slots, then stream the tensors into their places.
@@ -12,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from pz_core.variables import bind_variables
-from pz_models import _streaming
+from pz_core.variables import Parameter, bind_variables
+from pz_models import _streaming, hub
+from pz_models._placement import AxisRules, placement_on
 from pz_models.checkpoints import Checkpoint
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import CheckpointError
@@ -30,7 +33,7 @@ from pz_nn.parameters import assert_no_parameter_slots
 if TYPE_CHECKING:
     from pz_models.transformer.model_parts import TransformerLM
 
-__all__ = ["load", "model_from_checkpoint"]
+__all__ = ["load", "model_from_checkpoint", "read_config", "with_parameters"]
 
 
 def load(
@@ -39,18 +42,28 @@ def load(
     dtype: Any = None,
     upcast_activations_to_float32: bool = False,
     use_layer_stack: bool = False,
+    mesh: Any = None,
+    axis_name_to_mesh_name: AxisRules | None = None,
+    revision: str | None = None,
     progress: bool | None = None,
 ) -> TransformerLM:
-    """Loads a model from a file or folder.
+    """Loads a model from a file or folder, or by its name on the HuggingFace hub.
 
     Args:
       path: A HuggingFace folder (`config.json`, `model.safetensors` or shards with their index),
-        or a `.gguf` file.
+        a `.gguf` file, or a name such as "HuggingFaceTB/SmolLM2-135M", which is fetched from the
+        hub where nothing of that name lies here (extra `hub`).
       dtype: Dtype of parameters and activations; by default that of most weights (float32 for
         GGUF, whose quantised weights are dequantised).
       upcast_activations_to_float32: Whether activations are float32 whatever the parameters are.
       use_layer_stack: Whether the blocks become one `LayerStack`: compiles many times faster, and
         edits of one block need a mask over the axis "blocks".
+      mesh: Mesh of devices that parameters are put on, each straight onto its shards; by default
+        everything goes to JAX's default device.
+      axis_name_to_mesh_name: For each axis name the mesh axis (or tuple of them) that it is spread
+        over; axes without a rule are whole on every device. By default axis names are the names of
+        mesh axes. `pz_toolshed.sharding_util.transformer_rules` makes useful ones.
+      revision: Branch, tag or commit, for a name on the hub.
       progress: Whether to show a progress bar; None shows one when loading takes over a second.
 
     Returns:
@@ -60,21 +73,32 @@ def load(
       FileNotFoundError: There is nothing at `path`.
       CheckpointError: What is there cannot be read as the model it claims to be.
       UnsupportedConfigError: The model is of a kind that is not known.
+      ValueError: The sharding rules do not fit the mesh or a parameter.
     """
     return model_from_checkpoint(
-        _open(pathlib.Path(path)),
+        _open(os.fspath(path), revision),
         dtype=dtype,
         upcast_activations_to_float32=upcast_activations_to_float32,
         use_layer_stack=use_layer_stack,
+        mesh=mesh,
+        axis_name_to_mesh_name=axis_name_to_mesh_name,
         progress=progress,
     )
 
 
-def _open(path: pathlib.Path) -> Checkpoint:
-    if not path.exists():
+def _open(name: str, revision: str | None) -> Checkpoint:
+    path = pathlib.Path(name)
+    if not path.exists() and hub.is_hub_name(name):
+        path = hub.download(name, revision=revision)
+    elif not path.exists():
         raise FileNotFoundError(
-            f"load: there is no file or folder {str(path)!r}"
+            f"load: there is no file or folder {name!r}"
             f" (looked in {pathlib.Path.cwd()!s} if it is relative)."
+        )
+    elif revision is not None:
+        raise ValueError(
+            f"load: revision={revision!r} is for a name on the HuggingFace hub; {name!r} is a file"
+            " or folder here. Leave it out."
         )
     if path.is_dir():
         return HuggingFaceFolder(path)
@@ -91,6 +115,8 @@ def model_from_checkpoint(
     dtype: Any = None,
     upcast_activations_to_float32: bool = False,
     use_layer_stack: bool = False,
+    mesh: Any = None,
+    axis_name_to_mesh_name: AxisRules | None = None,
     progress: bool | None = None,
 ) -> TransformerLM:
     """Builds the model that an opened checkpoint holds; arguments as in `load`.
@@ -98,18 +124,13 @@ def model_from_checkpoint(
     Raises:
       CheckpointError: Tensors are missing, surplus or of the wrong shape.
       UnsupportedConfigError: The configuration is of a kind that is not known.
+      ValueError: The sharding rules do not fit the mesh or a parameter.
     """
-    family = family_of(checkpoint.config, checkpoint.name)
-    reader = ConfigReader(checkpoint.config, checkpoint.name)
-    config = family.read_config(reader)
-    reader.finish()
-    parameter_dtype = jnp.dtype(checkpoint.dtype if dtype is None else dtype)
-    config = dataclasses.replace(
-        config,
-        parameter_dtype=parameter_dtype,
-        activation_dtype=jnp.dtype(
-            jnp.float32 if upcast_activations_to_float32 else parameter_dtype
-        ),
+    family, config = read_config(
+        checkpoint.config,
+        checkpoint.name,
+        parameter_dtype=checkpoint.dtype if dtype is None else dtype,
+        upcast_activations_to_float32=upcast_activations_to_float32,
         use_layer_stack=use_layer_stack,
     )
     reads, n_blocks = _fitting_reads(family, config, checkpoint)
@@ -120,19 +141,65 @@ def model_from_checkpoint(
         return family.is_ignored(key) or (tied and key == "lm_head.weight")
 
     _streaming.check_plan(checkpoint, reads, is_ignored)
+    form: dict[str, Any] = {
+        "name": "transformer",
+        "n_blocks": n_blocks,
+        "stacked": use_layer_stack,
+    }
+    place = None
+    if mesh is not None:
+        shapes = _streaming.parameter_shapes(reads, **form)
+        place = placement_on(mesh, axis_name_to_mesh_name, shapes)
     slots = family.build(config)
     parameters = _streaming.read_parameters(
-        checkpoint,
-        reads,
-        name="transformer",
-        n_blocks=n_blocks,
-        stacked=use_layer_stack,
-        dtype=parameter_dtype,
-        progress=progress,
+        checkpoint, reads, **form, dtype=config.parameter_dtype, place=place, progress=progress
     )
+    return with_parameters(slots, parameters, checkpoint.config)
+
+
+def read_config(
+    huggingface: Mapping[str, Any],
+    source: str,
+    *,
+    parameter_dtype: Any,
+    upcast_activations_to_float32: bool,
+    use_layer_stack: bool,
+) -> tuple[Family, Any]:
+    """The family of a configuration and what its builder takes.
+
+    Args:
+      huggingface: The configuration, in HuggingFace's spelling.
+      source: What to call it in messages.
+      parameter_dtype: Dtype of parameters.
+      upcast_activations_to_float32: Whether activations are float32 whatever the parameters are.
+      use_layer_stack: Whether the blocks become one `LayerStack`.
+
+    Raises:
+      UnsupportedConfigError: The configuration is of a kind that is not known.
+    """
+    family = family_of(huggingface, source)
+    reader = ConfigReader(huggingface, source)
+    config = family.read_config(reader)
+    reader.finish()
+    parameter_dtype = jnp.dtype(parameter_dtype)
+    return family, dataclasses.replace(
+        config,
+        parameter_dtype=parameter_dtype,
+        activation_dtype=jnp.dtype(
+            jnp.float32 if upcast_activations_to_float32 else parameter_dtype
+        ),
+        use_layer_stack=use_layer_stack,
+    )
+
+
+def with_parameters(
+    slots: TransformerLM, parameters: Iterable[Parameter[Any]], huggingface: Mapping[str, Any]
+) -> TransformerLM:
+    """A built model with its parameters, which remembers the configuration it came with."""
     model: TransformerLM = bind_variables(slots, parameters)
     assert_no_parameter_slots(model)
-    return model
+    metadata = dataclasses.replace(model.metadata, huggingface_config=dict(huggingface))
+    return dataclasses.replace(model, metadata=metadata)
 
 
 def _fitting_reads(

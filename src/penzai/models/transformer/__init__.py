@@ -2,6 +2,7 @@
 
 from penzai.models.transformer import model_parts as model_parts
 from penzai.models.transformer import padding as padding
+from penzai.models.transformer import position_scaling as position_scaling
 from penzai.models.transformer import sampling_mode as sampling_mode
 from penzai.models.transformer import simple_decoding_loop as simple_decoding_loop
 from penzai.models.transformer import variants as variants
