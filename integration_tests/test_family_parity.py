@@ -9,8 +9,10 @@ transformers = pytest.importorskip("transformers")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pz_core.variables import freeze_params  # noqa: E402
+from pz_core.variables import freeze_params, unbind_params  # noqa: E402
 from pz_models import from_huggingface, generate, load  # noqa: E402
+from pz_models.huggingface import LiveModel  # noqa: E402
+from pz_models.loading import model_from_checkpoint  # noqa: E402
 from pz_named import named_axes as nx  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -37,6 +39,9 @@ YARN = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 LOCAL_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+GPT_2 = {"intermediate_size": None, "num_key_value_heads": None}  # what it does not have
 CASES = {
     "llama": ("Llama", {}),
     "llama-mqa-tied": ("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
@@ -124,9 +129,67 @@ CASES = {
             },
         },
     ),
+    "gpt-2": ("GPT2", GPT_2),
+    "gpt-2-by-depth-untied": (
+        "GPT2",
+        GPT_2
+        | {
+            "n_inner": 48,
+            "scale_attn_by_inverse_layer_idx": True,
+            "scale_attn_weights": False,
+            "tie_word_embeddings": False,
+            "layer_norm_epsilon": 0.1,
+            "activation_function": "relu",
+        },
+    ),
+    "mixtral": ("Mixtral", EXPERTS),
+    "mixtral-window-tied": (
+        "Mixtral",
+        EXPERTS | {"sliding_window": 5, "head_dim": 6, "tie_word_embeddings": True},
+    ),
+    "qwen3-moe": ("Qwen3Moe", QWEN_EXPERTS | {"head_dim": 6}),
+    "qwen3-moe-normalised-bias-window": (
+        "Qwen3Moe",
+        QWEN_EXPERTS
+        | {
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
+    "qwen3-moe-some-dense": (
+        "Qwen3Moe",
+        QWEN_EXPERTS | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    ),
+    "ministral": (
+        "Ministral",
+        {"sliding_window": 5, "layer_types": LOCAL_GLOBAL, "head_dim": 6},
+    ),
+    "ministral-3": (
+        "Ministral3",
+        {
+            "head_dim": 12,
+            "rope_parameters": YARN
+            | {
+                "llama_4_scaling_beta": 0.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 7,
+            },
+        },
+    ),
     "smollm-3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
 }
+NOT_STACKED = {"qwen3-moe-some-dense"}
 TOKENS = np.random.default_rng(0).integers(0, 97, 24)
+
+
+# One case a family, for what is slow to compare.
+PLAIN = [
+    "llama-3-scaling", "mistral-window", "qwen2", "qwen3", "gemma", "gemma-2", "gemma-3", "olmo-2",
+    "phi-3", "gpt-neox", "gpt-2", "mixtral", "qwen3-moe", "ministral", "ministral-3", "smollm-3",
+]  # fmt: skip
 
 
 @jax.jit
@@ -137,13 +200,27 @@ def _logits(model, tokens):
 def _theirs(name, changes):
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**(SIZES | changes))
-    kind = name.removesuffix("Text")  # Gemma 3's text model has a configuration of its own
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are constant when fresh
             parameter.add_(torch.randn_like(parameter) * 0.1)
         logits = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     return model, logits
+
+
+def _their_greedy_tokens(model, prompts, count):
+    """New tokens of a batch, padded on the left as transformers wants it."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[row, width - len(prompt) :] = 1
+    with torch.no_grad():
+        tokens = model.generate(
+            ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=0
+        )
+    return tokens[:, width:].tolist()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,14 +229,47 @@ def test_logits_and_greedy_tokens_equal_huggingface(case, tmp_path):
     model.save_pretrained(tmp_path)
     live = from_huggingface(model)
     np.testing.assert_allclose(_logits(freeze_params(live), TOKENS), expected, atol=1e-4)
-    folder = load(tmp_path, use_layer_stack=True, progress=False)
+    folder = load(tmp_path, use_layer_stack=case not in NOT_STACKED, progress=False)
     np.testing.assert_allclose(_logits(freeze_params(folder), TOKENS), expected, atol=1e-4)
     if "dynamic" not in case and "longrope" not in case:  # there, frequencies change on the way
-        ids = torch.from_numpy(TOKENS[:7])[None]
-        with torch.no_grad():
-            tokens = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
-        ours = generate(folder, TOKENS[:7], max_new_tokens=8)
-        assert list(ours.tokens) == tokens[0, 7:].tolist()
+        prompts = [TOKENS[:9], TOKENS[9:12]]
+        ours = generate(folder, prompts, max_new_tokens=6)
+        assert [list(row.tokens) for row in ours] == _their_greedy_tokens(model, prompts, 6)
+
+
+class _Gradients(LiveModel):
+    """A model's gradients in place of its weights, to be named as a checkpoint is."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self._state = {name: tensor.grad for name, tensor in model.named_parameters()}
+        self.tensors = {name: self.tensors[name] for name in self._state}
+
+
+@jax.jit
+def _our_gradients(slots, values, tokens):
+    def loss(values):
+        logits = slots.bind_variables(values)(nx.wrap(tokens[:-1], "seq"))
+        scores = jax.nn.log_softmax(logits.unwrap("seq", "vocabulary"))
+        return -scores[jnp.arange(len(tokens) - 1), tokens[1:]].mean()
+
+    return jax.grad(loss)(values)
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_gradients_equal_huggingface(case):
+    model, _ = _theirs(*CASES[case])
+    ids = torch.from_numpy(TOKENS)[None]
+    model(ids, labels=ids).loss.backward()
+    theirs = {p.label: p.value for p in unbind_params(model_from_checkpoint(_Gradients(model)))[1]}
+    slots, values = unbind_params(from_huggingface(model), freeze=True)
+    ours = {p.label: p.value for p in _our_gradients(slots, values, TOKENS)}
+    assert set(ours) == set(theirs)
+    for label, gradient in ours.items():
+        expected = theirs[label]
+        error = nx.nmap(jnp.abs)(gradient - expected).untag(*expected.named_shape).max()
+        size = nx.nmap(jnp.abs)(expected).untag(*expected.named_shape).max()
+        assert float(error.unwrap()) <= 1e-3 * float(size.unwrap()) + 1e-7, label
 
 
 def test_the_comparison_can_fail():
