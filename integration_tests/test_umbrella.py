@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import penzai
+import pz_viz
 from penzai import pz
 
 SHOWS_PICTURES = """
@@ -109,6 +111,19 @@ def test_the_version_is_that_of_the_wheel():
     from importlib import metadata
 
     assert penzai.__version__ == metadata.version("penzai")
+
+
+def test_operations_of_a_stack_count_every_layer():
+    key, axes = jax.random.key(0), {"features": 4}
+    block = {"name": "block", "input_axes": axes, "output_axes": axes}
+    stack = pz.nn.LayerStack.from_sublayer_builder(
+        pz.nn.Affine.from_config, "blocks", 7, key, block
+    )
+    x = pz.nx.ones({"features": 4})
+    layer = pz.nn.Affine.from_config(init_base_rng=key, **block)
+    [one] = pz_viz.summary_rows(layer, depth=0, inputs=(x,))
+    [seven] = pz_viz.summary_rows(stack, depth=0, inputs=(x,))
+    assert seven.flops == pytest.approx(7 * one.flops, rel=0.02)
 
 
 MYPY_CONFIG = """

@@ -1,6 +1,7 @@
 """Lists every public name of every wheel with its signature, so that no change goes unannounced.
 
     ./hatchw run api            write packages/*/public_api.txt
+    ./hatchw run api pz-viz     write that wheel's list only
     ./hatchw run api --check    exit 1 with the difference where a list is stale
 
 A public name is one in the `__all__` of a public module. Signatures carry names, kinds and
@@ -95,9 +96,13 @@ def main() -> int:
     """Writes or checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when stale")
-    check = parser.parse_args().check
-    status = 0
-    for folder in sorted((ROOT / "packages").iterdir()):
+    wheels = sorted(path.name for path in (ROOT / "packages").iterdir() if path.is_dir())
+    parser.add_argument("wheels", nargs="*", metavar="WHEEL", help="default: every wheel")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.wheels) - set(wheels):
+        parser.error(f"no such wheel: {', '.join(sorted(unknown))}; there are {', '.join(wheels)}")
+    check, status = arguments.check, 0
+    for folder in (ROOT / "packages" / name for name in arguments.wheels or wheels):
         text = HEADER.format(name=folder.name) + listing(folder.name.replace("-", "_"))
         path = folder / "public_api.txt"
         before = path.read_text("utf-8") if path.exists() else ""

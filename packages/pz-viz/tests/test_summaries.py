@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,68 @@ def test_operations_of_each_block():
     assert "operations" in text
     assert "8.19e+03" in text
     assert text.splitlines()[-2].split()[-1] == "1.23e+04"  # the whole model
-    assert "a loop counts as one turn" in text
+    assert "floating-point operations of one call" in text
+    assert "≥" not in text
+
+
+@pytree_dataclass
+class Looped(Struct):
+    """Multiplies by each matrix of a stack, in a loop; `unroll` turns at once."""
+
+    weights: Any
+    unroll: int = dataclasses.field(default=1, metadata={"pytree_node": False})
+
+    def __call__(self, x):
+        return jax.jit(self._run)(x)
+
+    def _run(self, x):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, self.weights, unroll=self.unroll)[0]
+
+
+@pytree_dataclass
+class Nested(Struct):
+    """Runs a looped block in a loop of its own."""
+
+    inner: Looped
+
+    def __call__(self, x):
+        return jax.lax.fori_loop(0, 5, lambda _, x: self.inner(x), x)
+
+
+@pytree_dataclass
+class Unknown(Struct):
+    """Multiplies until the result is large."""
+
+    weights: Any
+
+    def __call__(self, x):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 100, lambda x: x @ self.weights, x)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("unroll", [1, 2, 3, 7, 9])
+def test_a_loop_counts_every_turn(unroll):
+    [row] = pz_viz.summary_rows(
+        Looped(jnp.ones((7, 8, 8)), unroll), depth=0, inputs=(jnp.ones((4, 8)),)
+    )
+    assert not row.flops_is_lower_bound
+    assert row.flops == pytest.approx(7 * 2 * 4 * 8 * 8, rel=0.01)  # the loop itself counts
+
+
+def test_a_loop_in_a_loop_counts_every_turn_of_both():
+    model = Nested(Looped(jnp.ones((7, 8, 8))))
+    [row] = pz_viz.summary_rows(model, depth=0, inputs=(jnp.ones((4, 8)),))
+    assert row.flops == pytest.approx(5 * 7 * 2 * 4 * 8 * 8, rel=0.01)
+
+
+def test_a_loop_of_unknown_length_is_marked():
+    model = Stacked([dense("a", 8, 8), Unknown(jnp.ones((8, 8)))])
+    text = pz_viz.summary(model, depth=1, inputs=(jnp.ones((4, 8)),)).text
+    first, second, total = (line.split()[-1] for line in text.splitlines()[2:5])
+    assert not first.startswith("≥")
+    assert second.startswith("≥")
+    assert total.startswith("≥")
+    assert "known only when it runs" in text
 
 
 def test_blocks_that_are_not_called_have_no_operations():

@@ -2,21 +2,39 @@
 
 The model is traced once with recorders around its blocks, which tells the shapes that reach each of
 them. Nothing is run: tracing is abstract, and the blocks are compiled, not called.
+
+XLA counts a loop's body once. Where the number of turns is known, as in a stack of layers, the body
+is compiled by itself and counted for the turns that XLA left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.extend import core as jax_core
 
 from pz_core.selectors import select
 from pz_core.struct import Struct, pytree_dataclass
 from pz_core.variables import bind_variables, unbind_variables
 
-__all__ = ["flops_by_keypath"]
+__all__ = ["Operations", "flops_by_keypath"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """Floating-point operations.
+
+    Attributes:
+      count: How many.
+      is_lower_bound: Whether there is a loop among them whose turns are known only when it runs;
+        one turn is counted.
+    """
+
+    count: float
+    is_lower_bound: bool = False
 
 
 @pytree_dataclass
@@ -83,13 +101,69 @@ def _runnable(call: _Call) -> tuple[Callable[[Sequence[Any]], Any], list[Any]]:
     return run, [call.leaves[i] for i in arrays]
 
 
-def _flops(call: _Call) -> float | None:
-    """Operations of one call; None where the compiler does not tell."""
-    run, arrays = _runnable(call)
-    analysis = jax.jit(run).lower(arrays).compile().cost_analysis()
+def _subjaxprs(params: Mapping[str, Any]) -> Iterator[jax_core.Jaxpr]:
+    for value in params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, jax_core.ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, jax_core.Jaxpr):
+                yield part
+
+
+def _outermost_loops(jaxpr: jax_core.Jaxpr) -> Iterator[jax_core.JaxprEqn]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("scan", "while"):
+            yield equation
+        else:
+            for inner in _subjaxprs(equation.params):
+                yield from _outermost_loops(inner)
+
+
+def _as_xla_counts(traced: Any) -> float | None:
+    """Operations with one turn of each loop; None where the compiler does not tell."""
+    analysis = traced.lower().compile().cost_analysis()
     if isinstance(analysis, (list, tuple)):
         analysis = analysis[0] if analysis else None
     return None if not analysis or "flops" not in analysis else float(analysis["flops"])
+
+
+def _with_all_turns(traced: Any, once: float) -> Operations:
+    """Operations with every turn of every loop.
+
+    Args:
+      traced: A traced function.
+      once: What `_as_xla_counts` says of it.
+    """
+    total, is_lower_bound = once, False
+    for loop in _outermost_loops(traced.jaxpr.jaxpr):
+        if loop.primitive.name == "while":
+            is_lower_bound = True
+            continue
+        length, unroll, body = (loop.params[name] for name in ("length", "unroll", "jaxpr"))
+        inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]  # type: ignore[no-untyped-call]
+        turn = jax.jit(jax_core.jaxpr_as_fun(body)).trace(*inputs)
+        turn_once = _as_xla_counts(turn) or 0.0
+        whole_turn = _with_all_turns(turn, turn_once)
+        counted = min(length, int(unroll) + length % max(int(unroll), 1))
+        total += length * whole_turn.count - counted * turn_once
+        is_lower_bound |= whole_turn.is_lower_bound
+    return Operations(total, is_lower_bound)
+
+
+def _operations(call: _Call, known: dict[str, Operations | None]) -> Operations | None:
+    """Operations of one call; None where the compiler does not tell.
+
+    Args:
+      call: A block and its arguments.
+      known: What has been counted, by program: equal blocks are compiled once. Filled in here.
+    """
+    run, arrays = _runnable(call)
+    traced = jax.jit(run).trace(arrays)
+    program = str(traced.jaxpr)
+    if program not in known:
+        once = _as_xla_counts(traced)
+        known[program] = None if once is None else _with_all_turns(traced, once)
+    return known[program]
 
 
 def flops_by_keypath(
@@ -97,7 +171,7 @@ def flops_by_keypath(
     keypaths: Sequence[tuple[Any, ...]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> dict[tuple[Any, ...], float | None]:
+) -> dict[tuple[Any, ...], Operations | None]:
     """Operations of one call of each block, and of the model under the empty path.
 
     Args:
@@ -107,7 +181,7 @@ def flops_by_keypath(
       kwargs: Keyword arguments.
 
     Returns:
-      Operations by key path. A loop counts as one turn: XLA does not multiply by the number.
+      Operations by key path.
     """
     calls: dict[tuple[Any, ...], _Call] = {}
 
@@ -123,13 +197,5 @@ def flops_by_keypath(
     run, arrays = _runnable(_recorded_call(watched, args, kwargs))
     jax.eval_shape(run, arrays)  # for what the recorders tell
     calls[()] = _recorded_call(model, args, kwargs)
-    known: dict[_Call, float | None] = {}
-    found = {}
-    for keypath, call in calls.items():
-        try:
-            if call not in known:
-                known[call] = _flops(call)
-            found[keypath] = known[call]
-        except TypeError:  # an unhashable leaf: such a call is compiled for itself
-            found[keypath] = _flops(call)
-    return found
+    known: dict[str, Operations | None] = {}
+    return {keypath: _operations(call, known) for keypath, call in calls.items()}

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from pz_viz._array_walk import Found, dtype_and_size, shape_of, sharding_text, walk
-from pz_viz._flops import flops_by_keypath
+from pz_viz._flops import Operations, flops_by_keypath
 from pz_viz._markup import escaped, table, visible
 from pz_viz.views import View
 
@@ -42,6 +42,8 @@ class SummaryRow:
       sharding: Over which mesh axes each axis is split; empty on a single device.
       shared_with: Path of the first appearance, for an array that appeared before.
       flops: Operations of one call of the struct; None where unknown or not asked for.
+      flops_is_lower_bound: Whether a loop that counts as one turn is among them, since its turns
+        are known only when it runs.
     """
 
     path: str
@@ -55,6 +57,7 @@ class SummaryRow:
     sharding: str = ""
     shared_with: str | None = None
     flops: float | None = None
+    flops_is_lower_bound: bool = False
 
 
 def _row_of(found: Found, first_path: str | None) -> SummaryRow:
@@ -125,7 +128,7 @@ def _rows_and_operations(
     depth: int | None,
     inputs: tuple[Any, ...] | None,
     keyword_inputs: Mapping[str, Any] | None,
-) -> tuple[tuple[SummaryRow, ...], float | None]:
+) -> tuple[tuple[SummaryRow, ...], Operations | None]:
     """The rows, and the operations of one call of the whole model."""
     if depth is not None and depth < 0:
         raise ValueError(f"summary: depth={depth}; it counts structs below the root, from 0 on.")
@@ -145,16 +148,22 @@ def _rows_and_operations(
         else:
             keypath, holder = found.structs[min(depth, len(found.structs) - 1)]
             groups.setdefault(keypath, (holder, []))[1].append(row)
-    flops: Mapping[tuple[Any, ...], float | None] = {}
+    flops: Mapping[tuple[Any, ...], Operations | None] = {}
     if inputs is not None or keyword_inputs is not None:
         flops = flops_by_keypath(model, list(groups), inputs or (), keyword_inputs or {})
     merged = tuple(
-        dataclasses.replace(
-            _merged(jax.tree_util.keystr(keypath), holder, rows), flops=flops.get(keypath)
-        )
+        _with_operations(_merged(jax.tree_util.keystr(keypath), holder, rows), flops.get(keypath))
         for keypath, (holder, rows) in groups.items()
     )
     return merged, flops.get(())
+
+
+def _with_operations(row: SummaryRow, operations: Operations | None) -> SummaryRow:
+    if operations is None:
+        return row
+    return dataclasses.replace(
+        row, flops=operations.count, flops_is_lower_bound=operations.is_lower_bound
+    )
 
 
 def summary(
@@ -172,7 +181,7 @@ def summary(
     Args:
       model: Any pytree; variables may be bound, frozen or slots, arrays abstract.
       depth: See `summary_rows`.
-      inputs: See `summary_rows`; a loop's operations are those of one turn.
+      inputs: See `summary_rows`.
       keyword_inputs: See `summary_rows`.
       title: Heading of the view.
 
@@ -189,9 +198,12 @@ def summary(
     ['w']  dict   float32(2, 3)         6   24 B  array
     total         1 array               6   24 B
     """
-    head, align, lines, total = _cells(*_rows_and_operations(model, depth, inputs, keyword_inputs))
+    rows, operations = _rows_and_operations(model, depth, inputs, keyword_inputs)
+    head, align, lines, total = _cells(rows, operations)
     text = f"{visible(title)}\n{table([head, *lines, total], align)}"
-    note = "Operations are those of one call; a loop counts as one turn." if inputs else ""
+    note = "" if operations is None else _OPERATIONS_NOTE
+    if operations is not None and operations.is_lower_bound:
+        note += f" {_LOWER_BOUND_NOTE}"
     body = _table_markup(title, head, align, lines, total, note)
     return View(title, body, f"{text}\n{note}".rstrip(), height=min(900, 120 + 30 * len(lines)))
 
@@ -242,8 +254,15 @@ def _bytes_text(size: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _flops_text(flops: float | None) -> str:
-    return "" if flops is None else f"{flops:.3g}"
+_OPERATIONS_NOTE = (
+    "Operations are floating-point operations of one call of each block, every turn of its loops "
+    "included; the blocks of a stack are called once for each layer."
+)
+_LOWER_BOUND_NOTE = "≥: a loop whose turns are known only when it runs counts as one turn."
+
+
+def _flops_text(flops: float | None, is_lower_bound: bool) -> str:
+    return "" if flops is None else f"{'≥' if is_lower_bound else ''}{flops:.3g}"
 
 
 _Column = tuple[str, str, Callable[[SummaryRow], str]]
@@ -256,7 +275,7 @@ _COLUMNS: tuple[_Column, ...] = (
     ("bytes", ">", lambda row: _bytes_text(row.bytes)),
     ("role", "<", lambda row: ", ".join(row.roles)),
     ("sharding", "<", lambda row: row.sharding),
-    ("operations", ">", lambda row: _flops_text(row.flops)),
+    ("operations", ">", lambda row: _flops_text(row.flops, row.flops_is_lower_bound)),
 )
 
 
@@ -272,10 +291,10 @@ def _shape_cell(row: SummaryRow) -> str:
 
 
 def _cells(
-    rows: Sequence[SummaryRow], operations: float | None
+    rows: Sequence[SummaryRow], operations: Operations | None
 ) -> tuple[list[str], str, list[list[str]], list[str]]:
     """Column heads, alignments, the lines of the table, and its last line."""
-    total = _merged("", "", rows)
+    total = _with_operations(_merged("", "", rows), operations)
     shown = list(rows[:MOST_ROWS])
     rest = rows[MOST_ROWS:]
     if rest:
@@ -291,7 +310,7 @@ def _cells(
         "shape": f"{total.arrays:,} array" + ("" if total.arrays == 1 else "s"),
         "elements": f"{total.count:,}",
         "bytes": _bytes_text(total.bytes),
-        "operations": _flops_text(operations),
+        "operations": _flops_text(total.flops, total.flops_is_lower_bound),
     }
     heads = [name for name, _, _ in columns]
     align = "".join(side for _, side, _ in columns)
