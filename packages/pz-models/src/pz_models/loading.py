@@ -28,6 +28,7 @@ from pz_models.families import Family, family_of
 from pz_models.gguf import GGUFCheckpoint
 from pz_models.huggingface_folder import HuggingFaceFolder
 from pz_models.parameter_plan import PlannedRead, plan_reads
+from pz_models.text_part import text_part
 from pz_nn.parameters import assert_no_parameter_slots
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def model_from_checkpoint(
       UnsupportedConfigError: The configuration is of a kind that is not known.
       ValueError: The sharding rules do not fit the mesh or a parameter.
     """
+    checkpoint = text_part(checkpoint)
     family, config = read_config(
         checkpoint.config,
         checkpoint.name,

@@ -45,7 +45,7 @@ CASES = {
     "olmo2": {"attention_bias": True},
     "phi3": {"sliding_window": None, "num_key_value_heads": 2},
     "smollm3": {"no_rope_layer_interval": 2},
-    "gpt_neox": {"num_key_value_heads": None, "use_parallel_residual": False},
+    "gpt_neox": {"num_key_value_heads": None, "use_parallel_residual": False, "rotary_pct": 0.5},
     "gpt2": {
         "n_embd": 16, "n_head": 4, "n_layer": 4, "n_inner": 12, "n_positions": 32,
         **dict.fromkeys(set(_SIZES) - {"vocab_size", "bos_token_id"}),
