@@ -30,6 +30,7 @@ __all__ = [
     "NamedArrayAdapter",
     "handle_data_inside",
     "handle_named_array",
+    "name_multi_host_data",
     "summary_and_content",
 ]
 
@@ -208,6 +209,16 @@ def handle_named_array(node: NamedArrayBase, path: str | None, subtree_renderer:
         path=path,
         expand_state=rendering_parts.ExpandState.COLLAPSED,
     )
+
+
+def name_multi_host_data(node: Any, path: str | None, node_renderer: Any) -> Any:
+    """Wrapper hook: says of a bare jax array why it has no values, where treescope does not."""
+    del node_renderer
+    if not isinstance(node, jax.Array) or unreadable_reason(node) != "multi-host":
+        return NotImplemented
+    name = f"jax.Array {dtype_util.get_dtype_name(node.dtype)}{node.shape!r}"
+    words = rendering_parts.abbreviation_color(_text(f"<{name}{statistics_text(node)}>"))
+    return rendering_parts.build_one_line_tree_node(words, path)
 
 
 class NamedArrayAdapter(ndarray_adapters.NDArrayAdapter):  # type: ignore[misc]  # untyped base

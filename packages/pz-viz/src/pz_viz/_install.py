@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import treescope
 from treescope import type_registries
 
 from pz_core import display_hook, selectors
@@ -27,10 +28,11 @@ HANDLERS = {
     tuple: repeated_siblings.handle_sequence,
     dict: repeated_siblings.handle_dict,
 }
+WRAPPER_HOOKS = (_tree_style.style_the_root, _arrays.name_multi_host_data)
 
 
 def install() -> None:
-    """Fills treescope's registries and the hooks of pz-core; a second call changes nothing.
+    """Fills treescope's registries, its renderer and the hooks of pz-core; a second call changes nothing.
 
     A handler that somebody registered for one of our classes before stays.
     """
@@ -41,7 +43,10 @@ def install() -> None:
         type_registries.NDARRAY_ADAPTER_REGISTRY.setdefault(kind, adapter)
         type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(kind, True)
     type_registries.IMMUTABLE_TYPES_REGISTRY.setdefault(_arrays.DataInside, True)
-    _tree_style.add_to_renderer()
+    renderer = treescope.active_renderer.get()
+    missing = [hook for hook in WRAPPER_HOOKS if hook not in renderer.wrapper_hooks]
+    if missing:
+        treescope.active_renderer.set_globally(renderer.extended_with(wrapper_hooks=missing))
     try:
         display_hook.selection_display()
     except ImportError:

@@ -11,13 +11,12 @@ import functools
 import re
 from typing import Any
 
-import treescope
 from treescope import rendering_parts
 from treescope._internal.parts import part_interface
 
 from pz_viz.views import asset
 
-__all__ = ["add_to_renderer", "tree_rule"]
+__all__ = ["style_the_root", "tree_rule"]
 
 
 @functools.cache
@@ -56,18 +55,10 @@ class _Style(rendering_parts.RenderableTreePart):  # type: ignore[misc]  # untyp
 _STYLE = _Style()
 
 
-def _style_the_root(node: Any, path: str | None, node_renderer: Any) -> Any:
+def style_the_root(node: Any, path: str | None, node_renderer: Any) -> Any:
     """Wrapper hook: puts the style behind the root, where it moves nothing."""
     if path != "":
         return NotImplemented
     drawn = node_renderer(node, path)
     part = rendering_parts.siblings(drawn.renderable, _STYLE)
     return rendering_parts.RenderableAndLineAnnotations(part, drawn.annotations)
-
-
-def add_to_renderer() -> None:
-    """Styles whatever treescope's renderer draws from now on; a second call changes nothing."""
-    renderer = treescope.active_renderer.get()
-    if _style_the_root not in renderer.wrapper_hooks:
-        styled = renderer.extended_with(wrapper_hooks=[_style_the_root])
-        treescope.active_renderer.set_globally(styled)
