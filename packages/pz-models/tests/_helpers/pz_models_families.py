@@ -16,6 +16,7 @@ _SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "bos_token_id": 3,
+    "pad_token_id": 0,
 }
 _NESTED_ROTARY = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -48,7 +49,7 @@ CASES = {
     "gpt_neox": {"num_key_value_heads": None, "use_parallel_residual": False, "rotary_pct": 0.5},
     "gpt2": {
         "n_embd": 16, "n_head": 4, "n_layer": 4, "n_inner": 12, "n_positions": 32,
-        **dict.fromkeys(set(_SIZES) - {"vocab_size", "bos_token_id"}),
+        **dict.fromkeys(set(_SIZES) - {"vocab_size", "bos_token_id", "pad_token_id"}),
     },
 }  # fmt: skip
 
