@@ -32,14 +32,13 @@ __all__ = [
     "transposed",
 ]
 
-_makers: dict[str, Callable[[Any, Any], NamedArrayBase]] = {}
+_makers: dict[str, Callable[..., NamedArrayBase]] = {}
 
 
 def register_makers(
-    named_array: Callable[[Any, Any], NamedArrayBase],
-    named_array_view: Callable[[Any, Any], NamedArrayBase],
+    named_array: Callable[..., NamedArrayBase], named_array_view: Callable[..., NamedArrayBase]
 ) -> None:
-    """Tells this module how to make the two classes from their static fields and the data.
+    """Tells this module the constructors of the two classes.
 
     Called once, by the module that defines them.
     """
@@ -79,7 +78,7 @@ class ResultForm:
         count = len(self.names)
         if len(shape) == count:
             return _makers["prefix"](self._sizes, data)
-        return _makers["view"]((shape, tuple(range(count, len(shape))), self._axes), data)
+        return _makers["view"](shape, tuple(range(count, len(shape))), self._axes, data)
 
 
 def pack(data: Any, names: Sequence[AxisName]) -> NamedArrayBase:

@@ -393,7 +393,7 @@ class NamedArrayBase(
         return one_line(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False, match_args=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False, match_args=False)
 class NamedArray(NamedArrayBase):
     """A named array in positional-prefix form: positional axes, then named ones.
 
@@ -406,6 +406,13 @@ class NamedArray(NamedArrayBase):
 
     named_axes: collections.OrderedDict[AxisName, int]
     data_array: Any
+
+    # JAX rebuilds arrays through the constructor; a frozen dataclass's own costs as much as a small
+    # operation, since it stores each field through `object.__setattr__`.
+    def __init__(self, named_axes: collections.OrderedDict[AxisName, int], data_array: Any) -> None:
+        fields = self.__dict__
+        fields["named_axes"] = named_axes
+        fields["data_array"] = data_array
 
     @classmethod
     def wrap(cls, array: Any, *names: AxisName) -> NamedArray:
@@ -457,7 +464,7 @@ class NamedArray(NamedArrayBase):
         return self
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False, match_args=False)
+@dataclasses.dataclass(frozen=True, init=False, eq=False, repr=False, match_args=False)
 class NamedArrayView(NamedArrayBase):
     """A named array over data in any layout.
 
@@ -472,6 +479,19 @@ class NamedArrayView(NamedArrayBase):
     data_axis_for_logical_axis: tuple[int, ...]
     data_axis_for_name: dict[AxisName, int]
     data_array: Any
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        data_axis_for_logical_axis: tuple[int, ...],
+        data_axis_for_name: dict[AxisName, int],
+        data_array: Any,
+    ) -> None:
+        fields = self.__dict__
+        fields["data_shape"] = data_shape
+        fields["data_axis_for_logical_axis"] = data_axis_for_logical_axis
+        fields["data_axis_for_name"] = data_axis_for_name
+        fields["data_array"] = data_array
 
     @property
     def named_shape(self) -> dict[AxisName, int]:
@@ -521,43 +541,15 @@ def _require_array(leaf: Any, what: str) -> None:
         )
 
 
-def _make_array(named_axes: Any, data_array: Any) -> NamedArray:
-    """A `NamedArray` without the constructor, whose frozen fields cost as much as a small op."""
-    array = object.__new__(NamedArray)
-    fields = array.__dict__
-    fields["named_axes"] = named_axes
-    fields["data_array"] = data_array
-    return array
-
-
-def _make_view(static: Any, data_array: Any) -> NamedArrayView:
-    array = object.__new__(NamedArrayView)
-    fields = array.__dict__
-    fields["data_shape"], fields["data_axis_for_logical_axis"], fields["data_axis_for_name"] = (
-        static
-    )
-    fields["data_array"] = data_array
-    return array
-
-
-def _static_of_view(x: NamedArrayView) -> Any:
-    return x.data_shape, x.data_axis_for_logical_axis, x.data_axis_for_name
-
-
-_DATA_KEY = jax.tree_util.GetAttrKey("data_array")
-jax.tree_util.register_pytree_with_keys(
-    NamedArray,
-    lambda x: (((_DATA_KEY, x.data_array),), x.named_axes),
-    lambda static, children: _make_array(static, *children),
-    lambda x: ((x.data_array,), x.named_axes),
-)
-jax.tree_util.register_pytree_with_keys(
+# Registered as dataclasses, so that JAX flattens them without running Python: a model holds hundreds,
+# and each call of a compiled function flattens them all.
+jax.tree_util.register_dataclass(NamedArray, data_fields=["data_array"], meta_fields=["named_axes"])
+jax.tree_util.register_dataclass(
     NamedArrayView,
-    lambda x: (((_DATA_KEY, x.data_array),), _static_of_view(x)),
-    lambda static, children: _make_view(static, *children),
-    lambda x: ((x.data_array,), _static_of_view(x)),
+    data_fields=["data_array"],
+    meta_fields=["data_shape", "data_axis_for_logical_axis", "data_axis_for_name"],
 )
-register_makers(_make_array, _make_view)
+register_makers(NamedArray, NamedArrayView)
 
 
 def wrap(array: Any, *names: AxisName) -> NamedArray:
