@@ -428,6 +428,24 @@ class TestHandWrittenInit:
         C.from_attributes(a=2)
         assert calls == [1]
 
+    def test_post_init_may_rerun_for_classes_that_permit_it(self):
+        calls = []
+
+        @pytree_dataclass(post_init_may_rerun=True)
+        class C(Struct):
+            a: Any
+            names: Any = dataclasses.field(metadata={"pytree_node": False})
+
+            def __post_init__(self):
+                calls.append(self.names)
+                object.__setattr__(self, "names", tuple(self.names))
+
+        tree = C(1, ["x"])
+        assert jax.tree.map(lambda x: x + 1, tree) == C(2, ("x",))
+        assert calls[:2] == [["x"], ("x",)]
+        ((path, _),) = jax.tree_util.tree_leaves_with_path(tree)
+        assert jax.tree_util.keystr(path) == ".a"
+
 
 class TestInstances:
     def test_frozen(self):

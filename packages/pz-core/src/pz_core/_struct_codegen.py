@@ -3,7 +3,8 @@
 Two strategies, chosen once per class:
 
 * `jax.tree_util.register_dataclass` flattens in C++, but its unflatten calls the constructor; it
-  serves classes whose generated constructor only stores its arguments.
+  serves classes whose generated constructor only stores its arguments, and those that permit it
+  to be called again (`post_init_may_rerun`).
 * All others get generated functions that read the fields by name and fill `__dict__`, so that no
   constructor runs and no loop over field names remains. For fields `a`, `b` and a static `tag`:
 
@@ -128,16 +129,16 @@ def _flatten_with_keys(functions: NodeFunctions) -> Callable[[Any], Any]:
     return with_own_keys
 
 
-def register_struct(cls: type, functions: NodeFunctions, *, constructor_only_stores: bool) -> None:
+def register_struct(cls: type, functions: NodeFunctions, *, may_call_constructor: bool) -> None:
     """Registers a class with JAX, by the fastest strategy that keeps its meaning.
 
     Args:
       cls: The class.
       functions: Its node functions.
-      constructor_only_stores: Whether calling the class with all fields as keywords does no more
-        than to store them.
+      may_call_constructor: Whether JAX may rebuild an instance by calling the class with all fields
+        as keywords.
     """
-    if constructor_only_stores and functions.keys is not None:
+    if may_call_constructor and functions.keys is not None:
         jax.tree_util.register_dataclass(
             cls, data_fields=functions.child_names, meta_fields=functions.static_names
         )
