@@ -74,6 +74,79 @@ def test_storage_types_come_out_as_the_library_dequantises_them(tmp_path, storag
     )
 
 
+@pytest.mark.parametrize("storage", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_blocks_of_any_bytes_come_out_as_the_library_dequantises_them(tmp_path, storage):
+    """The library writes none of these types; it only reads them."""
+    kind = gguf.GGMLQuantizationType[storage]
+    _, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 120, (64, 512 // gguf.GGML_QUANT_SIZES[kind][0] * bytes_per_block), np.uint8)  # fmt: skip
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in tiny.METADATA.items():
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = GGUFCheckpoint(path)
+    assert checkpoint.tensors["model.embed_tokens.weight"].shape == (64, 512)
+    np.testing.assert_array_equal(
+        _read(checkpoint, "model.embed_tokens.weight"), gguf.quants.dequantize(blocks, kind)
+    )
+
+
+def _with_divisors(tmp_path, divisors, **metadata):
+    tensors = tiny.random_tensors() | {"rope_freqs.weight": np.asarray(divisors, np.float32)}
+    changes = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
+    return tiny.write_gguf(tmp_path / "x.gguf", tiny.METADATA | changes, tensors)
+
+
+def test_divisors_of_rotary_frequencies_become_configuration(tmp_path):
+    config = GGUFCheckpoint(_with_divisors(tmp_path, [1, 1, 2.5, 8])).config
+    assert config["rope_scaling"]["rope_type"] == "longrope"
+    assert config["rope_scaling"]["long_factor"] == [1.0, 1.0, 2.5, 8.0]
+    assert config["rope_scaling"]["attention_factor"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "divisors, metadata, message",
+    [
+        ([1, 2, 3], {}, r"'rope_freqs.weight' should be F32 of shape \(4,\)"),
+        ([1, 2, 3, 4], {"type": "linear", "factor": 2.0}, "without rope.scaling.type beside it"),
+        ([1, 2, 3, -4], {}, "should hold positive numbers"),
+        ([1, 2, 3, np.nan], {}, "should hold positive numbers"),
+    ],
+)
+def test_bad_divisors_of_rotary_frequencies(tmp_path, divisors, metadata, message):
+    with pytest.raises(CheckpointError, match=message):
+        GGUFCheckpoint(_with_divisors(tmp_path, divisors, **metadata))
+
+
+def test_rotary_scaling_in_metadata_becomes_configuration(tmp_path):
+    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "finetuned": True}
+    changes = {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
+    path = tiny.write_gguf(tmp_path / "x.gguf", tiny.METADATA | changes)
+    assert GGUFCheckpoint(path).config["rope_scaling"] == {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks, scalar", [(46, 8), (2, 6)])
+def test_the_scale_of_gemma_s_queries_is_derived(tmp_path, blocks, scalar):
+    """As llama.cpp does it: 27B (46 blocks) by hidden size over heads, others by a head's size."""
+    metadata = {k.replace("llama.", "gemma2."): v for k, v in tiny.METADATA.items()}
+    metadata |= {"general.architecture": "gemma2", "gemma2.block_count": blocks}
+    metadata |= {"gemma2.attention.key_length": 6, "gemma2.rope.dimension_count": 6}
+    path = tiny.write_gguf(tmp_path / "x.gguf", metadata, {"token_embd.weight": np.ones((64, 32), np.float32)})  # fmt: skip
+    config = GGUFCheckpoint(path).config
+    assert config["query_pre_attn_scalar"] == scalar
+    assert config["tie_word_embeddings"] is True
+
+
 def test_a_large_tensor_is_read_without_a_second_copy(tmp_path):
     metadata = tiny.METADATA | {"llama.vocab_size": 1 << 18}
     big = np.ones((1 << 18, 32), np.float32)  # 32 MiB

@@ -14,11 +14,13 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
 from pz_models import _gguf_architectures
 from pz_models._gguf_header import GGUFHeader, GGUFTensor, import_gguf, read_header
+from pz_models._gguf_tables import ROPE_FACTORS
 from pz_models.checkpoints import Checkpoint, StoredTensor
 from pz_models.errors import CheckpointError
 
@@ -50,6 +52,8 @@ class GGUFCheckpoint(Checkpoint):
         self._architecture = _gguf_architectures.architecture_of(self.header)
         self._stored_names = _gguf_architectures.huggingface_names(self._architecture, self.header)
         self.config = _gguf_architectures.huggingface_config(self._architecture, self.header)
+        if ROPE_FACTORS in self.header.tensors:
+            self.config |= _rope_divisors(self.header, self.config)
         self.dtype = np.dtype(np.float32)
         self.tensors = {}
         for key, name in self._stored_names.items():
@@ -79,6 +83,39 @@ class GGUFCheckpoint(Checkpoint):
             plain = np.empty(tensor.shape, np.float32)
             _dequantise_into(self.header, tensor, plain)
             out[...] = adjust(plain, self.config)
+
+
+def _rope_divisors(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
+    """The tensor of divisors as configuration: LongRoPE with one list for all lengths.
+
+    Raises:
+      CheckpointError: It is no tensor of finite positive float32 numbers, one for each pair of a
+        head, or the metadata scales as well.
+    """
+    tensor = header.tensors[ROPE_FACTORS]
+    wanted = (config["head_dim"] // 2,)
+    if (tensor.storage_type, tensor.shape) != ("F32", wanted) or "rope_scaling" in config:
+        raise CheckpointError(
+            f"{header.path}: tensor {ROPE_FACTORS!r} should be F32 of shape {wanted}, without"
+            f" rope.scaling.type beside it; it is {tensor.storage_type} of shape {tensor.shape},"
+            f" beside {config.get('rope_scaling')}."
+        )
+    divisors = np.empty(wanted, np.float32)
+    _dequantise_into(header, tensor, divisors)
+    if not (np.isfinite(divisors) & (divisors > 0)).all():
+        raise CheckpointError(
+            f"{header.path}: tensor {ROPE_FACTORS!r} should hold positive numbers; it holds"
+            f" {divisors}."
+        )
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": divisors.tolist(),
+        "long_factor": divisors.tolist(),
+        "original_max_position_embeddings": config.get("max_position_embeddings", 1),
+        "factor": 1.0,
+        "attention_factor": 1.0,
+    }
+    return {"rope_scaling": scaling}
 
 
 def _dequantise_into(header: GGUFHeader, tensor: GGUFTensor, out: np.ndarray) -> None:
