@@ -1,6 +1,7 @@
 """Compiled generation: equal to doing it by hand, whatever the prompt, the bucket and the stop."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ import pz_models_tiny as tiny
 from pz_core.selectors import select
 from pz_models import Generation, PromptError, _decoding, generate, generation
 from pz_models.tokenizer import SpecialTokens
+from pz_models.transformer.variants import gpt_neox
 from pz_models.transformer.variants import llamalike_common as ll
 from pz_named import named_axes as nx
 from pz_nn.linear_and_affine import ConstantRescale
+from pz_nn.rope_scaling import DynamicScaling
 
 PROMPT = [3, 14, 15, 9, 26]
 
@@ -141,7 +144,49 @@ def test_text_in_text_out_and_stop_strings(model):
     )
     assert cut.stopped
     assert cut.text == whole.text[: whole.text.index(stop)]
-    assert "".join(pieces).startswith(cut.text)
+    assert "".join(pieces) == cut.text
+
+
+def test_a_stream_holds_back_what_may_begin_a_stop_string(model):
+    """Every cut of the stop string by the pieces of the stream: nothing of it is ever shown."""
+    letters = _Letters()
+    prompt = letters.decode(PROMPT)
+    whole = generate(model, prompt, max_new_tokens=12, tokenizer=letters)
+    stop = whole.text[3:7]
+    for every in (1, 2, 4, 5):
+        pieces = []
+        cut = generate(
+            model, prompt, max_new_tokens=12, tokenizer=letters, stop=[stop, "nowhere"],
+            stream=pieces.append, stream_every=every,
+        )  # fmt: skip
+        assert "".join(pieces) == cut.text == whole.text[: whole.text.index(stop)]
+    # What only looked like a beginning is shown in the end.
+    pieces, never = [], whole.text[-2:] + "x"
+    generate(model, prompt, max_new_tokens=12, tokenizer=letters, stop=never, stream=pieces.append)
+    assert "".join(pieces) == whole.text
+
+
+@pytest.mark.parametrize(
+    "text, stops, count",
+    [("abc", [], 0), ("abc", ["cde"], 1), ("abc", ["bcd", "cx"], 2), ("aab", ["aab"], 0),
+     ("aaa", ["aaab"], 3), ("", ["x"], 0)],
+)  # fmt: skip
+def test_how_much_of_a_stop_string_has_begun(text, stops, count):
+    assert generation._begun(text, stops) == count
+
+
+def test_frequencies_that_depend_on_the_length_are_fixed_for_a_call(key):
+    """Rows of a batch equal those prompts alone, given one length."""
+    model = tiny.build(key, rope_scaling=DynamicScaling(2.0, 8))
+    prompts = [PROMPT, list(range(1, 12))]
+    together = generate(model, prompts, max_new_tokens=6)
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = generate(model, prompt, max_new_tokens=6, rope_length=11 + 6)
+        assert alone.tokens == result.tokens
+        np.testing.assert_allclose(alone.log_probabilities, result.log_probabilities, atol=1e-4)
+    shorter = generate(model, PROMPT, max_new_tokens=6)  # companion: the length does matter
+    difference = np.subtract(shorter.log_probabilities, together[0].log_probabilities)
+    assert np.abs(difference).max() > 1e-3
 
 
 BAD_CALLS = [
@@ -167,5 +212,35 @@ def test_bad_calls(changes, error, message):
         generate(model, **arguments)
 
 
+def test_learned_positions_are_not_exceeded():
+    config = gpt_neox.GPTNeoXTransformerConfig(
+        num_attention_heads=2, embedding_dim=8, projection_dim=4, mlp_hidden_dim=8,
+        num_decoder_blocks=1, vocab_size=64, activation_fn="relu", rope_subset_size=0,
+        rope_wavelength=1.0, layernorm_epsilon=1e-5, parameter_dtype=jnp.float32,
+        activation_dtype=jnp.float32, max_positions=8, tie_embedder_and_logits=True,
+    )  # fmt: skip
+    model = gpt_neox.build_gpt_neox_transformer(config, jax.random.key(0))
+    with pytest.raises(PromptError, match=r"need 9 positions .* has learned 8"):
+        generate(model, PROMPT, max_new_tokens=5)
+    result = generate(model, PROMPT, max_new_tokens=4)
+    assert np.isfinite(result.log_probabilities).all()
+
+
 def test_room_is_enough_when_it_is_exactly_enough(model):
     assert isinstance(generate(model, PROMPT, max_new_tokens=4, capacity=9), Generation)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_decoding_copies_no_cache(key, stacked):
+    """Nothing in the compiled loop is a copy of a cache (2,048 places: 750 MB a token at 135M)."""
+    model = tiny.build(key, use_layer_stack=stacked)
+    run = generation._Run(model, [PROMPT], 8, 0.0, None, [])
+    run.advance(1)
+    lowered = _decoding.decode.lower(
+        run._model, run._other_state, run._progress, jnp.int32(8), run._settings,
+        capacity=run._capacity, sampling=False,
+    )  # fmt: skip
+    program = lowered.compile().as_text()
+    assert f",{run._capacity}" in program  # the caches are there, under these shapes
+    copies = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", program)
+    assert not [shape for shape in copies if str(run._capacity) in shape.split(",")]

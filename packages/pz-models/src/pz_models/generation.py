@@ -63,6 +63,7 @@ def generate(
     capacity: int | None = None,
     stream: Callable[[Any], object] | None = None,
     stream_every: int = 8,
+    rope_length: int | None = None,
 ) -> Any:
     """Continues one prompt, or several at once.
 
@@ -79,31 +80,39 @@ def generate(
       capacity: Most tokens that prompt and continuation may have together; by default what they
         need. Room costs nothing until it is filled.
       stream: Called with each new piece of text (of token ids, without a tokenizer) as it comes;
-        for a single prompt.
+        for a single prompt. Text that may be the beginning of a stop string waits until it is not.
       stream_every: How many tokens are decoded between calls of `stream`.
+      rope_length: Length that rotary frequencies assume where they depend on it (dynamic scaling,
+        LongRoPE): one for the whole call and all rows; by default the longest prompt and
+        `max_new_tokens`. Give it to make a batch of such a model equal to its rows one by one.
 
     Returns:
       A `Generation` for one prompt, a list of them for several.
 
     Raises:
-      PromptError: A prompt is empty, holds no token ids, or does not fit `capacity`.
+      PromptError: A prompt is empty, holds no token ids, or does not fit `capacity` or the model's
+        learned positions.
       ValueError: Another argument is out of range or missing.
     """
     rows, single = as_rows(prompt, tokenizer, model.metadata.vocab_size)
     _check_numbers(max_new_tokens, temperature, key, stream_every)
-    _check_room(rows, max_new_tokens, capacity)
+    _check_room(
+        rows, max_new_tokens, capacity, getattr(model.metadata.config, "max_positions", None)
+    )
     if stream is not None and not single:
         raise ValueError(f"generate: stream= is for a single prompt; received {len(rows)}.")
     stop_ids, stop_strings = _split_stops(stop, tokenizer)
-    run = _Run(model, rows, max_new_tokens, temperature, key, stop_ids)
-    emit = None if stream is None else _Stream(stream, tokenizer is not None)
+    length = max(map(len, rows)) + max_new_tokens if rope_length is None else rope_length
+    run = _Run(model, rows, max_new_tokens, temperature, key, stop_ids, length)
+    emit = None if stream is None else _Stream(stream, tokenizer is not None, stop_strings)
     every = stream_every if stream else _CHUNK_FOR_STOP_STRINGS if stop_strings else max_new_tokens
     while True:
         finished = run.advance(every)
         results = [_cut(result, tokenizer, stop_strings) for result in run.results()]
+        finished = finished or all(result.stopped for result in results)
         if emit is not None:
-            emit(results[0])
-        if finished or all(result.stopped for result in results):
+            emit(results[0], finished)
+        if finished:
             return results[0] if single else results
 
 
@@ -122,8 +131,16 @@ def _check_numbers(
         )
 
 
-def _check_room(rows: list[list[int]], max_new_tokens: int, capacity: int | None) -> None:
+def _check_room(
+    rows: list[list[int]], max_new_tokens: int, capacity: int | None, positions: int | None
+) -> None:
     longest = max(map(len, rows))
+    if positions is not None and longest + max_new_tokens - 1 > positions:
+        raise PromptError(
+            f"generate: a prompt of {longest} tokens and max_new_tokens={max_new_tokens} need"
+            f" {longest + max_new_tokens - 1} positions (the last token is not read); the model has"
+            f" learned {positions}. Shorten the prompt, or lower max_new_tokens."
+        )
     if capacity is not None and longest + max_new_tokens > capacity:
         raise PromptError(
             f"generate: a prompt of {longest} tokens and max_new_tokens={max_new_tokens} need room"
@@ -159,6 +176,7 @@ class _Run:
         temperature: float,
         key: jax.Array | None,
         stop_ids: list[int],
+        rope_length: int,
     ):
         self._model, self._other_state = unbind_state_vars(freeze_params(model), freeze=True)
         self._rows, self._most = rows, max_new_tokens
@@ -171,7 +189,7 @@ class _Run:
             stop_ids=jnp.asarray(padded, jnp.int32),
             temperature=jnp.float32(temperature),
             key=jax.random.key(0) if key is None else key,
-            rope_length=jnp.int32(max(map(len, rows)) + max_new_tokens),
+            rope_length=jnp.int32(rope_length),
         )
         self._progress: _decoding.Progress | None = None
         self._made = 0
@@ -256,15 +274,24 @@ def _cut(result: Generation, tokenizer: Tokenizer | None, stops: Sequence[str]) 
 
 
 class _Stream:
-    """Hands on what is new, text only in whole characters."""
+    """Hands on what is new: text only in whole characters, and never a part of a stop string."""
 
-    def __init__(self, receive: Callable[[Any], object], as_text: bool):
-        self._receive, self._as_text, self._sent = receive, as_text, 0
+    def __init__(self, receive: Callable[[Any], object], as_text: bool, stops: Sequence[str]):
+        self._receive, self._as_text, self._stops = receive, as_text, stops
+        self._sent = 0
 
-    def __call__(self, result: Generation) -> None:
+    def __call__(self, result: Generation, is_last: bool) -> None:
         whole: Any = result.text if self._as_text else list(result.tokens)
-        if self._as_text and not result.stopped:
+        if self._as_text and not is_last:
             whole = whole.rstrip("\ufffd")  # bytes of a character that is still to come
+            whole = whole[: len(whole) - _begun(whole, self._stops)]
         if len(whole) > self._sent:
             self._receive(whole[self._sent :])
             self._sent = len(whole)
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of a stop string."""
+    return max(
+        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    )
