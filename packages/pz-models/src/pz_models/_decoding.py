@@ -164,7 +164,13 @@ def decode(
         progress = dataclasses.replace(progress, caches=caches, fed=fed)
         return _choose(progress, logits[:, 0], fed, settings, sampling)
 
-    return jax.lax.while_loop(unfinished, step, progress)
+    # Between the steps, caches lie as attention multiplies them. A loop that carried them with their
+    # own axes would copy every cache at every step.
+    def merged_step(merged: Progress) -> Progress:
+        return _merge_axes(step(_split_axes(merged, like=progress)), like=progress)
+
+    merged = jax.lax.while_loop(unfinished, merged_step, _merge_axes(progress, like=progress))
+    return _split_axes(merged, like=progress)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -181,6 +187,32 @@ def grow(progress: Progress, *, capacity: int) -> Progress:
         tokens=_pad(progress.tokens, 1, capacity),
         log_probabilities=_pad(progress.log_probabilities, 1, capacity),
     )
+
+
+def _merge_axes(progress: Progress, like: Progress) -> Progress:
+    """The same with caches as arrays {batch and heads, second last, last axis}.
+
+    Caches of a layer stack keep their axes: there the loop over layers carries them.
+    """
+
+    def merge(wanted: nx.NamedArray, cache: nx.NamedArray) -> jax.Array:
+        array = cache.order_like(wanted).data_array
+        stacked = next(iter(wanted.named_axes)) != "batch"
+        merged: jax.Array = array if stacked else array.reshape(-1, *array.shape[-2:])
+        return merged
+
+    caches = jax.tree.map(merge, like.caches, progress.caches, is_leaf=nx.is_namedarray)
+    return dataclasses.replace(progress, caches=caches)
+
+
+def _split_axes(progress: Progress, like: Progress) -> Progress:
+    """The inverse of `_merge_axes`."""
+
+    def split(wanted: nx.NamedArray, array: jax.Array) -> nx.NamedArray:
+        return dataclasses.replace(wanted, data_array=array.reshape(wanted.data_array.shape))
+
+    caches = jax.tree.map(split, like.caches, progress.caches, is_leaf=nx.is_namedarray)
+    return dataclasses.replace(progress, caches=caches)
 
 
 def _pad(array: jax.Array, axis: int, size: int) -> jax.Array:

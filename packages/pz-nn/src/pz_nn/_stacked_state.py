@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -143,10 +144,29 @@ def write_slice(
     sizes = update.named_shape
     ordered = update.order_as(*(name for name in names if name in sizes)).data_array
     shape = tuple(sizes.get(name, 1) for name in names)
+    whole = buffer.data_array.shape
+    # Leading axes written in full are one axis meanwhile. Products with the result merge them too,
+    # and a write that has to be reshaped for its reader is done by XLA twice, each time in a copy.
+    merged = _leading_axes_in_full(names, shape, whole, starts)
     data = lax.dynamic_update_slice(
-        buffer.data_array, ordered.reshape(shape), [starts.get(name, 0) for name in names]
+        buffer.data_array.reshape(math.prod(whole[:merged]), *whole[merged:]),
+        ordered.reshape(math.prod(whole[:merged]), *shape[merged:]),
+        [0, *(starts.get(name, 0) for name in names[merged:])],
     )
-    return dataclasses.replace(buffer, data_array=data)
+    return dataclasses.replace(buffer, data_array=data.reshape(whole))
+
+
+def _leading_axes_in_full(
+    names: tuple[Any, ...],
+    shape: tuple[int, ...],
+    whole: tuple[int, ...],
+    starts: Mapping[Any, Any],
+) -> int:
+    """How many of the first axes an update of `shape` fills, the last two of all left out."""
+    count = 0
+    while count < len(names) - 2 and names[count] not in starts and shape[count] == whole[count]:
+        count += 1
+    return count
 
 
 def _map_named(function: Callable[[Any], Any], tree: Any) -> Any:
