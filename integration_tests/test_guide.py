@@ -7,8 +7,10 @@ call returns is checked. Where JAX itself moved on, so do we: `jax.jvp(f, p, t)`
 
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
@@ -314,6 +316,96 @@ def assert_computes_the_same(pz_model, hf_model):
     np.testing.assert_allclose(
         logits.unwrap("batch", "seq", "vocabulary"), expected, atol=1e-4, rtol=1e-4
     )
+
+
+def kaggle_checkpoint(folder, blocks, generation):
+    """Writes a small checkpoint in the layout of Kaggle's Flax files, with random arrays."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    rng = np.random.default_rng(0)
+    norms = ["pre_attention_norm", "pre_ffw_norm"]
+    norms += ["post_attention_norm", "post_ffw_norm"] if generation > 1 else []
+    shapes = {"transformer/embedder": {"input_embedding": (16, 8)},
+              "transformer/final_norm": {"scale": (8,)}}  # fmt: skip
+    for i in range(blocks):
+        layer = f"transformer/layer_{i}"
+        shapes |= {f"{layer}/{norm}": {"scale": (8,)} for norm in norms}
+        shapes |= {
+            f"{layer}/attn/q_einsum": {"w": (4, 8, 8)},
+            f"{layer}/attn/kv_einsum": {"w": (2, 2, 8, 8)},
+            f"{layer}/attn/attn_vec_einsum": {"w": (4, 8, 8)},
+            f"{layer}/mlp/gating_einsum": {"w": (2, 16, 8)},
+            f"{layer}/mlp/linear": {"w": (16, 8)},
+        }
+        if generation > 2:
+            shapes |= {f"{layer}/attn/_{n}_norm": {"scale": (8,)} for n in ("query", "key")}
+    params = jax.tree_util.tree_map(
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    ocp.PyTreeCheckpointer().save(folder.absolute(), params)
+
+
+GEMMAS = [  # name on Kaggle, folder of the checkpoint, blocks, generation, a window of block 0
+    ("google/gemma/Flax/7b", "7b", 28, 1, None),
+    ("google/gemma-2/flax/gemma2-9b", "gemma2_9b_pt", 42, 2, 4096),
+    ("google/gemma-3/flax/gemma3-4b", "gemma3_4b_pt", 34, 3, 1024),
+]
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """In place of the library: what it would download lies here, with small arrays."""
+    module = types.ModuleType("kagglehub")
+    module.model_download = lambda name: str(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    for name, folder, blocks, generation, _ in GEMMAS:
+        kaggle_checkpoint(tmp_path / name / folder, blocks, generation)
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_loading_gemma_1_2_and_3():
+    import kagglehub
+    import orbax.checkpoint
+
+    for name, folder, blocks, _, window in GEMMAS:
+        weights_dir = kagglehub.model_download(name)
+        ckpt_path = os.path.join(weights_dir, folder)
+
+        checkpointer = orbax.checkpoint.PyTreeCheckpointer()
+        flax_params_dict = checkpointer.restore(ckpt_path)
+        model = variants.gemma.gemma_from_pretrained_checkpoint(flax_params_dict)
+
+        assert pz.select(model).at_instances_of(pz.nn.Attention).count() == blocks
+        masks = pz.select(model).at_instances_of(pz.nn.ApplyAttentionMask)
+        first = masks.pick_nth_selected(0).get()
+        assert getattr(first, "sliding_window_size", None) == window
+
+
+@pytest.mark.usefixtures("kaggle")
+def test_loading_gemma_in_shards():
+    import kagglehub
+    import orbax.checkpoint
+
+    ckpt_path = os.path.join(kagglehub.model_download("google/gemma/Flax/7b"), "7b")
+    checkpointer = orbax.checkpoint.PyTreeCheckpointer()
+    metadata = checkpointer.metadata(ckpt_path)
+
+    n_devices = jax.local_device_count()
+    mesh = jax.make_mesh((n_devices,), ("devices",))
+    restore_args = jax.tree_util.tree_map(
+        lambda m: orbax.checkpoint.ArrayRestoreArgs(
+            restore_type=jax.Array,
+            sharding=jax.sharding.NamedSharding(
+                mesh, jax.sharding.PartitionSpec(*[None] * (len(m.shape) - 1), "devices")
+            ),
+        ),
+        metadata.item_metadata.tree,
+    )
+    flax_params_dict = checkpointer.restore(ckpt_path, restore_args=restore_args)
+    model = variants.gemma.gemma_from_pretrained_checkpoint(flax_params_dict)
+    _, params = pz.unbind_params(model)
+    assert {p.value.data_array.sharding.mesh for p in params} == {mesh}
 
 
 @pytest.mark.torch

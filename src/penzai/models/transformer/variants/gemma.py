@@ -6,5 +6,8 @@ import pz_models.transformer.variants.gemma as _real
 from pz_models.transformer.variants.gemma import GEMMA as GEMMA
 from pz_models.transformer.variants.gemma import GEMMA_2 as GEMMA_2
 from pz_models.transformer.variants.gemma import GEMMA_3 as GEMMA_3
+from pz_models.transformer.variants.gemma import (
+    gemma_from_pretrained_checkpoint as gemma_from_pretrained_checkpoint,
+)
 
 _sys.modules[__name__] = _real

@@ -1,6 +1,7 @@
 """Gemma 1, 2 and 3 (text): scaled embeddings, norms that hold weights - 1, soft caps, local layers.
 
-    model = pz_models.load("gemma-3-270m/")
+    model = pz_models.load("gemma-3-270m/")                            # HuggingFace's folder
+    model = gemma_from_pretrained_checkpoint("gemma3-4b/gemma3_4b_pt")  # Kaggle's, from orbax
 
 Norm parameters hold the file's values, and the layers add the one in float32 (`norm_offset`), so
 that files round-trip.
@@ -10,11 +11,16 @@ References: the Gemma (2024), Gemma 2 (2024) and Gemma 3 (2025) reports.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from pz_models._rope_config import RotarySettings, read_rotary, rotary_from_mapping
 from pz_models.config_reader import ConfigReader
 from pz_models.families import Family
+from pz_models.loading import read_config, with_parameters
+from pz_models.transformer.model_parts import TransformerLM
+from pz_models.transformer.variants._gemma_checkpoint import GemmaArrays, restore_with_orbax
 from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     gate_variant,
@@ -27,7 +33,7 @@ from pz_models.transformer.variants.llamalike_common import (
     build_llamalike_transformer,
 )
 
-__all__ = ["GEMMA", "GEMMA_2", "GEMMA_3"]
+__all__ = ["GEMMA", "GEMMA_2", "GEMMA_3", "gemma_from_pretrained_checkpoint"]
 
 _SHARED: dict[str, Any] = {
     "norm_offset": 1.0,
@@ -137,3 +143,49 @@ GEMMA_3 = Family(
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
 )
+
+
+def gemma_from_pretrained_checkpoint(
+    ckpt_params: Mapping[str, Any] | str | os.PathLike[str],
+    upcast_activations_to_float32: bool = False,
+    use_layer_stack: bool = False,
+    preset_name: str = "auto",
+) -> TransformerLM:
+    """Converts the Flax checkpoint of a Gemma 1, 2 or 3, as it is published on Kaggle.
+
+        folder = kagglehub.model_download("google/gemma-3/flax/gemma3-4b")
+        params = orbax.checkpoint.PyTreeCheckpointer().restore(f"{folder}/gemma3_4b_pt")
+        model = gemma_from_pretrained_checkpoint(params)
+
+    Arrays stay on the devices they were restored to, sharded as they are there. Parts of the
+    checkpoint that see images are left out.
+
+    Args:
+      ckpt_params: What orbax restores: nested dictionaries of arrays, or with paths joined by "/"
+        as keys. Or the folder, which is then restored here (extra `gemma`).
+      upcast_activations_to_float32: Whether activations are float32 whatever the parameters are.
+      use_layer_stack: Whether the blocks become one `LayerStack`.
+      preset_name: Whose windows and scalings the model has: "gemma_2b", "gemma_7b", "gemma2_2b",
+        "gemma2_9b", "gemma2_27b", "gemma3_270m", "gemma3_1b", "gemma3_4b", "gemma3_12b",
+        "gemma3_27b". By default the published model with as many blocks, of the generation that
+        the arrays show. Sizes and layout are always those of the arrays.
+
+    Raises:
+      ImportError: A folder was given, and orbax is not installed.
+      CheckpointError: An array is missing, surplus, or of an unexpected shape.
+      KeyError: There is no such preset.
+      ValueError: No published model has this many blocks, and no preset was named.
+    """
+    tree = ckpt_params if isinstance(ckpt_params, Mapping) else restore_with_orbax(ckpt_params)
+    arrays = GemmaArrays(tree)
+    preset = arrays.preset(preset_name)
+    huggingface = arrays.huggingface_config(preset)
+    family, config = read_config(
+        huggingface,
+        "gemma_from_pretrained_checkpoint",
+        parameter_dtype=arrays.dtype,
+        upcast_activations_to_float32=upcast_activations_to_float32,
+        use_layer_stack=use_layer_stack,
+    )
+    parameters = arrays.parameters(stacked=use_layer_stack, preset=preset)
+    return with_parameters(family.build(config), parameters, huggingface)
