@@ -2,7 +2,7 @@
 
 A layer takes one argument. Layers converted from other libraries take an `ArgsAndKwargs`:
 
-    layer(ArgsAndKwargs.capture(x, train=False))
+    y = layer(ArgsAndKwargs.capture(x, train=False))
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Losses for language models on padded and packed batches.
 
-from pz_toolshed.losses import next_token_loss
+The idea: a loss is a sum and a count, so that batches of different size, and texts packed into one
+row, average rightly.
 
-def loss_fn(model, state, rng, tokens, segment_ids):
-    logits = model(tokens, ...)
-    loss = next_token_loss(logits, tokens, segment_ids=segment_ids)
-    return loss.mean, state, {"tokens": loss.count}
+    from pz_toolshed.losses import next_token_loss
+
+    def loss_fn(model, state, rng, tokens, segment_ids):
+        loss = next_token_loss(model(tokens), tokens, segment_ids=segment_ids)
+        return loss.mean, state, {"tokens": loss.count}
 """
 
 from __future__ import annotations

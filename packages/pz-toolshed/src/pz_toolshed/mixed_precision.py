@@ -1,7 +1,7 @@
 """Computes in a small dtype while the weights are kept and updated in float32.
 
     loss_fn = mixed_precision.in_dtype(loss_fn, jnp.bfloat16)
-    trainer = StatefulTrainer.build(..., loss_fn=loss_fn)
+    trainer = StatefulTrainer.build(jax.random.key(0), model, optimizer, loss_fn)
 
 The trainer differentiates with respect to the float32 parameters; the cast is part of what is
 differentiated, so gradients arrive in float32, and the optimizer never sees the small dtype.

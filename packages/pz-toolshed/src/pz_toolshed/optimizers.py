@@ -3,6 +3,8 @@
 Clipping, schedules and accumulation are optax's; this is the one chain that is written again and
 again, with its parts in the right order:
 
+    from pz_toolshed import optimizers
+
     optimizer = optimizers.adamw_with_warmup(
         peak_learning_rate=3e-4, total_steps=10_000, warmup_steps=500, accumulate=4
     )

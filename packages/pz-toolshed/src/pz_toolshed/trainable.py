@@ -1,11 +1,14 @@
 """Says which parameters are trained, decayed or left alone: by label, or by selection.
 
-from pz_toolshed import trainable
+The idea: a filter is a function of a parameter; it serves the trainer (`is_trainable`), the optimizer
+(a mask) and the model itself (freezing) alike.
 
-only_heads = trainable.with_labels("*/lm_head.*")           # or regex: re.compile(...)
-in_block_3 = trainable.in_selection(select(model).at(lambda m: m.body.sublayers[3]))
-trainer = StatefulTrainer.build(..., is_trainable=in_block_3)
-optimizer = optax.masked(optax.add_decayed_weights(0.1), trainable.optax_mask(only_heads))
+    from pz_toolshed import trainable
+
+    only_head = trainable.with_labels("*/lm_head.*")  # or a compiled regular expression
+    in_block_3 = trainable.in_selection(select(model).at(lambda m: m.body.sublayers[3]))
+    optimizer = optax.masked(optax.add_decayed_weights(0.1), trainable.optax_mask(only_head))
+    smaller = trainable.freeze_except(model, in_block_3)
 """
 
 from __future__ import annotations
