@@ -41,8 +41,9 @@ def test_readme_example(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(
     not (README.parent / "pictures").exists(), reason="the pictures are in the repository only"
 )
-def test_pictures_of_the_readme_exist():
-    names = re.findall(r"!\[[^]]*\]\(([^)]*)\)", README.read_text("utf-8"))
-    assert names
-    for name in names:
-        assert (README.parent / name).read_bytes().startswith(b"\x89PNG")
+def test_pictures_are_those_of_the_readme():
+    names = re.findall(r"!\[[^]]*\]\(pictures/([^)]*)\)", README.read_text("utf-8"))
+    pictures = {path.name: path for path in (README.parent / "pictures").iterdir()}
+    assert sorted(names) == sorted(pictures)  # each shown, none left over
+    for path in pictures.values():
+        assert path.read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@ __all__ = [
     "css_color_or_none",
     "escaped",
     "number",
+    "shaded",
     "shortened",
     "spaced",
     "table",
@@ -65,6 +66,16 @@ def shortened(text: str, width: int) -> str:
 def attributes(values: Mapping[str, object]) -> str:
     """` name="value"` for every value that is not None."""
     return "".join(f' {k}="{escaped(v)}"' for k, v in values.items() if v is not None)
+
+
+def shaded(classes: str, amount: float) -> str:
+    """Attributes of a cell that is coloured more strongly the larger `amount`, from 0 to 1, is.
+
+    The colours in `page.css` are such that at 0.705 black and white text are equally readable.
+    """
+    amount = round(amount, 2)
+    deep = " pz-deep" if amount > 0.7 else ""
+    return f' class="{classes} pz-shade{deep}" style="--amount:{amount:.2f}"'
 
 
 def css_color_or_none(color: object) -> str | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pz_viz._axes import Axis, arranged, axes_of, find_axis
-from pz_viz._markup import escaped, number, shortened
+from pz_viz._markup import escaped, number, shaded, shortened
 from pz_viz._markup import table as text_table
 from pz_viz._vocabularies import Vocabulary, as_vocabulary
 from pz_viz.attention import token_labels
@@ -248,9 +248,8 @@ def _cell(
 ) -> str:
     value = f"{probabilities[0]:.0%}" if color == "probability" else f"{entropy:.2f} nats"
     lines = f"{alternatives(vocabulary, ids, probabilities)}\nentropy {number(entropy)} nats"
-    deep = " pz-deep" if sure > 0.65 else ""
     return (
-        f'<td><span class="pz-more pz-shade{deep}" tabindex="0" style="--amount:{sure:.2f}">'
+        f'<td><span{shaded("pz-more", sure)} tabindex="0">'
         f"<bdi>{escaped(shortened(vocabulary.label(int(ids[0])), 16))}</bdi>"
         f'<span class="pz-value">{value}</span>{tip(lines)}</span></td>'
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pz_viz._axes import arranged, axes_of, find_axis
-from pz_viz._markup import escaped, number, shortened, table, visible
+from pz_viz._markup import escaped, number, shaded, shortened, table, visible
 from pz_viz._vocabularies import Vocabulary, as_vocabulary
 from pz_viz.host_copies import HostCopyError, to_host, unreadable_reason
 from pz_viz.logit_lens import (
@@ -143,12 +143,10 @@ def _draw(
             + alternatives(vocabulary, best.ids[0, i - 1], best.probabilities[0, i - 1])
         )
         amount = min(max(nats, 0.0) / _FULL_SURPRISE, 1.0)
-        classes = "pz-word pz-more pz-shade pz-hot"
-        classes += " pz-deep" if amount > 0.65 else ""
+        classes = "pz-word pz-more pz-hot"
         classes += " pz-surprising" if nats > _FULL_SURPRISE / 2 else ""
         words.append(
-            f'<span class="{classes}" tabindex="0" style="--amount:{amount:.2f}">'
-            f"<bdi>{text}</bdi>{tip(lines)}</span>"
+            f'<span{shaded(classes, amount)} tabindex="0"><bdi>{text}</bdi>{tip(lines)}</span>'
         )
     mean = float(np.nanmean(surprises)) if len(ids) > 1 else float("nan")
     note = f"Mean surprise {number(mean)} nats per token. Underlined: over 5 nats."
