@@ -38,7 +38,7 @@ def rms_norm(
         name,
         rng,
         axes,
-        epsilon=config.rms_norm_eps,
+        epsilon=jnp.asarray(config.rms_norm_eps),  # a Python number would slow every call down
         dtype=config.parameter_dtype,
         offset=config.norm_offset,
         scale_before_cast=config.norm_scale_before_cast,

@@ -239,7 +239,7 @@ def _norm(name: str, rng: jax.Array | None, config: GPTNeoXTransformerConfig) ->
         name,
         rng,
         {"embedding": config.embedding_dim},
-        epsilon=config.layernorm_epsilon,
+        epsilon=jnp.asarray(config.layernorm_epsilon),  # a Python number would slow every call down
         dtype=config.parameter_dtype,
     )
 
