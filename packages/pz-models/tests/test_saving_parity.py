@@ -7,7 +7,7 @@ import pz_models_tiny as tiny
 from pz_models_families import CASES, RandomCheckpoint, config_of
 
 from pz_core.selectors import select
-from pz_models import save_huggingface
+from pz_models import compare_to_reference, save_huggingface
 from pz_models.loading import model_from_checkpoint
 from pz_models.transformer.model_parts import TransformerBlock
 from pz_named import named_axes as nx
@@ -30,12 +30,14 @@ def _assert_read_alike(model, folder, **options):
         expected = theirs.eval()(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     logits = tiny.logits(model, nx.wrap(jnp.asarray(TOKENS), "seq"))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+    return theirs
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_reads_what_was_saved(case, tmp_path):
     model = model_from_checkpoint(RandomCheckpoint(config_of(case)))
-    _assert_read_alike(model, tmp_path, max_shard_bytes=4000)
+    theirs = _assert_read_alike(model, tmp_path, max_shard_bytes=4000)
+    assert compare_to_reference(model, theirs, TOKENS[:5]).first_difference is None
 
 
 def test_transformers_reads_an_edited_model(tmp_path):

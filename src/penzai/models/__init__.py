@@ -6,6 +6,7 @@ from pz_models import Generation as Generation
 from pz_models import PromptError as PromptError
 from pz_models import Tokenizer as Tokenizer
 from pz_models import UnsupportedConfigError as UnsupportedConfigError
+from pz_models import compare_to_reference as compare_to_reference
 from pz_models import from_huggingface as from_huggingface
 from pz_models import generate as generate
 from pz_models import load as load

@@ -1,5 +1,6 @@
 """Transformer models from real checkpoints, as editable Penzai layers."""
 
+from pz_models.comparison import compare_to_reference as compare_to_reference
 from pz_models.errors import CheckpointError as CheckpointError
 from pz_models.errors import ExportError as ExportError
 from pz_models.errors import PromptError as PromptError
@@ -18,6 +19,7 @@ __all__ = [
     "PromptError",
     "Tokenizer",
     "UnsupportedConfigError",
+    "compare_to_reference",
     "from_huggingface",
     "generate",
     "load",
