@@ -88,24 +88,65 @@ def test_labels_and_sharing():
     assert list(net.submodules["inners[0]"].constants) == ["order"]
 
 
-@pytest.mark.parametrize(
-    "place, where",
-    [
-        (lambda n: n.submodules["inners[1]"], lambda m: m.inners[1]),
-        (lambda n: n.submodules["inners[0]"].submodules["linear"], lambda m: m.inners[0].linear),
-        (lambda n: n.submodules["again"], lambda m: m.again),
-    ],
-    ids=["inner", "deep", "shared"],
-)
-def test_replacing_a_submodule_equals_editing_the_original(place, where):
-    net = from_equinox(make())
-    edited = select(net).at(place).set(Elementwise(lambda inputs: 0 * inputs.args[0]))
-    want = eqx.tree_at(where, make(), eqx.nn.Lambda(lambda x: 0 * x))(X)
+def zero(inputs):
+    return 0 * inputs.args[0]
+
+
+def test_replacing_a_shared_module_in_one_place_equals_editing_the_original():
+    edited = select(from_equinox(make())).at(lambda n: n.submodules["again"]).set(Elementwise(zero))
+    want = eqx.tree_at(lambda m: m.again, make(), eqx.nn.Lambda(lambda x: 0 * x))(X)
     np.testing.assert_allclose(edited(capture(X)), want, atol=1e-6)
-    behind = (
-        select(net).at(place).apply(lambda layer: Sequential([layer, Elementwise(lambda x: 0 * x)]))
-    )
-    np.testing.assert_allclose(behind(capture(X)), want, atol=1e-6)
+
+
+class Tower(eqx.Module):
+    dense: eqx.nn.Linear
+    below: list
+
+    def __init__(self, depth, key):
+        self.dense = eqx.nn.Linear(3, 3, key=key)
+        self.below = [Tower(depth - 1, jax.random.fold_in(key, depth))] if depth else []
+
+    def __call__(self, x):
+        x = jnp.tanh(self.dense(x))
+        for floor in self.below:
+            x = x + floor(x)
+        return x
+
+
+def every_place(layer, path=()):
+    for name, submodule in layer.submodules.items():
+        yield (*path, name)
+        yield from every_place(submodule, (*path, name))
+
+
+def test_replacing_any_submodule_at_each_depth_equals_editing_the_original():
+    original = Tower(2, tm.key(1))
+    net = from_equinox(original)
+    places = list(every_place(net))
+    assert sorted(len(path) for path in places) == [1, 1, 2, 2, 3]
+    for path in places:
+
+        def place(layer, path=path):
+            for name in path:
+                layer = layer.submodules[name]
+            return layer
+
+        def where(module, path=path):
+            for name, _, index in (name.partition("[") for name in path):
+                module = getattr(module, name)
+                module = module[int(index[:-1])] if index else module
+            return module
+
+        want = eqx.tree_at(where, original, eqx.nn.Lambda(lambda x: 0 * x))(X)
+        assert not np.allclose(want, net(capture(X))), path
+        replaced = select(net).at(place).set(Elementwise(zero))
+        np.testing.assert_allclose(replaced(capture(X)), want, atol=1e-6, err_msg=str(path))
+        followed = (
+            select(net)
+            .at(place)
+            .apply(lambda layer: Sequential([layer, Elementwise(lambda x: 0 * x)]))
+        )
+        np.testing.assert_allclose(followed(capture(X)), want, atol=1e-6, err_msg=str(path))
 
 
 def test_equinox_layers():

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -313,12 +314,25 @@ def test_writers_refuse_late_columns_and_write_nothing_for_nan(tmp_path):
     assert len((tmp_path / "c").read_text().splitlines()) == 3
 
 
-def test_tensorboard_writer(tmp_path):
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="pip install tensorboardX"):
-            metric_writers.TensorBoardWriter(tmp_path)
-        return
-    metric_writers.TensorBoardWriter(tmp_path)(training_loop.TrainingEvent(1, {"loss": 1.0}, None))
-    assert list(tmp_path.glob("events*"))
+def test_tensorboard_writer_writes_what_tensorboard_reads(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer = metric_writers.TensorBoardWriter(tmp_path)
+    for step in (1, 2):
+        writer(training_loop.TrainingEvent(step, {"loss": jnp.float32(step) / 4}, None))
+    writer.close()
+    (path,) = tmp_path.glob("events*")
+    data, scalars = path.read_bytes(), []
+    while data:  # records: length, checksum, event, checksum
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        data = data[16 + size :]
+    assert scalars == [(1, "loss", 0.25), (2, "loss", 0.5)]
+
+
+def test_a_missing_tensorboardx_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pz-toolshed\[tensorboard\]'; JsonLinesWriter"):
+        metric_writers.TensorBoardWriter(tmp_path)

@@ -90,41 +90,55 @@ def test_structure_and_labels():
     assert nested.scope_data is None
 
 
-@pytest.mark.parametrize(
-    "path, edit_params",
-    [
-        ([(1, "head.__call__")], {"head": 0.0}),
-        ([(0, "encoder.__call__"), (0, "first.__call__")], {"encoder.first": 0.0}),
-        ([(0, "encoder.__call__"), (1, "second.__call__")], {"encoder.second": 0.0}),
-    ],
-)
-def test_replacing_a_submodule_at_any_depth_equals_editing_flax(path, edit_params):
-    variables = Nested().init(tm.key(0), X)
-    net = unflaxify_apply(Nested(), variables, X)
+class Tower(nn.Module):
+    depth: int
 
-    def place(layer):
-        for key in path:
-            layer = layer.submodule_calls[key]
-        return layer
+    def setup(self):
+        self.dense = nn.Dense(4)
+        self.below = [Tower(self.depth - 1)] if self.depth else []
 
-    cut = (
-        select(net)
-        .at(place)
-        .apply(lambda child: Sequential([child, Elementwise(lambda x: 0.0 * x)]))
-    )
-    params = jax.tree.map(lambda x: x, variables["params"])
-    (name,) = edit_params
-    node = params
-    for part in name.split(".")[:-1]:
-        node = node[part]
-    node[name.split(".")[-1]] = jax.tree.map(jnp.zeros_like, node[name.split(".")[-1]])
-    np.testing.assert_allclose(cut(capture(X)), Nested().apply({"params": params}, X), rtol=1e-6)
-    replaced = (
-        select(net)
-        .at(place)
-        .set(Elementwise(lambda inputs: jnp.zeros((2, 3 if len(path) > 1 else 2))))
-    )
-    np.testing.assert_allclose(replaced(capture(X)), cut(capture(X)), rtol=1e-6)
+    def __call__(self, x):
+        x = jnp.tanh(self.dense(x))
+        for floor in self.below:
+            x = x + floor(x)
+        return x
+
+
+def every_place(layer, path=()):
+    for call, submodule in layer.submodule_calls.items():
+        yield (*path, call)
+        yield from every_place(submodule, (*path, call))
+
+
+def test_replacing_any_submodule_at_each_depth_equals_editing_the_parameters():
+    variables = Tower(2).init(tm.key(0), X)
+    net = unflaxify_apply(Tower(2), variables, X)
+    places = list(every_place(net))
+    assert sorted(len(path) for path in places) == [1, 1, 2, 2, 3]
+    for path in places:
+
+        def place(layer, path=path):
+            for call in path:
+                layer = layer.submodule_calls[call]
+            return layer
+
+        # Without weights and biases each of these modules gives 0.
+        params = jax.tree.map(lambda x: x, variables["params"])
+        *parents, last = [name.partition(".")[0] for _, name in path]
+        node = params
+        for name in parents:
+            node = node[name]
+        node[last] = jax.tree.map(jnp.zeros_like, node[last])
+        want = Tower(2).apply({"params": params}, X)
+        assert not np.allclose(want, net(capture(X))), path
+        replaced = select(net).at(place).set(Elementwise(lambda inputs: 0 * inputs.args[0]))
+        np.testing.assert_allclose(replaced(capture(X)), want, atol=1e-6, err_msg=str(path))
+        followed = (
+            select(net)
+            .at(place)
+            .apply(lambda layer: Sequential([layer, Elementwise(lambda x: 0 * x)]))
+        )
+        np.testing.assert_allclose(followed(capture(X)), want, atol=1e-6, err_msg=str(path))
 
 
 def test_call_time_arguments_and_methods():

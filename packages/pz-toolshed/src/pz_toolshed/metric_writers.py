@@ -83,18 +83,22 @@ class CsvWriter:
 
 
 class TensorBoardWriter:
-    """Writes scalars for TensorBoard; needs the `tensorboardX` package.
+    """Writes scalars for TensorBoard, through tensorboardX (the extra `tensorboard`).
 
     Args:
       folder: The folder of the run.
+
+    Raises:
+      ImportError: If tensorboardX is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         try:
-            import tensorboardX  # type: ignore[import-not-found]
+            import tensorboardX
         except ImportError as error:
             raise ImportError(
-                "TensorBoardWriter needs tensorboardX: pip install tensorboardX"
+                "TensorBoardWriter needs tensorboardX: pip install 'pz-toolshed[tensorboard]'; "
+                "JsonLinesWriter and CsvWriter need nothing"
             ) from error
         self._writer: Any = tensorboardX.SummaryWriter(str(folder))
 
@@ -103,6 +107,10 @@ class TensorBoardWriter:
         for name, value in _numbers(event).items():
             self._writer.add_scalar(name, value, event.step)
         self._writer.flush()
+
+    def close(self) -> None:
+        """Waits until everything is in the file, and closes it."""
+        self._writer.close()
 
 
 def _in_made_folder(path: str | os.PathLike[str]) -> pathlib.Path:
