@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def _script(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for their annotations
     spec.loader.exec_module(module)
     return module
 
@@ -60,3 +61,20 @@ def test_the_list_notices_a_changed_signature(monkeypatch):
     monkeypatch.setattr(pz_core.selectors, "select", lambda tree, surprise: tree)
     assert "surprise" in script.listing("pz_core")
     assert "surprise" not in before
+
+
+def test_a_dead_link_in_a_description_is_noticed():
+    text = (
+        '[a](https://a.org) ![b](b.png) [c](../c) `[d](d)` <img src="e.png">\n'
+        "```\n[f](f)\n```\n[g](#g)"
+    )
+    assert _script("release_check").dead_links(text) == ["b.png", "../c", "e.png"]
+
+
+def test_the_release_check_has_a_cell_for_everything_that_is_supported():
+    names = [cell.name for cell in _script("release_check").cells()]
+    wheels = [path.name for path in (ROOT / "packages").iterdir()]
+    for python in ("3.11", "3.12", "3.13"):
+        for what in (*wheels, "together", "together-oldest-jax"):
+            assert f"{python}-{what}" in names
+    assert len(set(names)) == len(names) == 3 * (len(wheels) + 2)
