@@ -1,10 +1,13 @@
 """The release's small programs: the version bump and the list of public names."""
 
 import importlib.util
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -78,3 +81,24 @@ def test_the_release_check_has_a_cell_for_everything_that_is_supported():
         for what in (*wheels, "together", "together-oldest-jax"):
             assert f"{python}-{what}" in names
     assert len(set(names)) == len(names) == 3 * (len(wheels) + 2)
+
+
+@pytest.mark.parametrize("name", ["penzai", *(path.name for path in (ROOT / "packages").iterdir())])
+def test_a_tag_publishes_the_files_of_its_wheel_after_its_cells(name, copy):
+    workflow = (ROOT / ".github/workflows/publish.yml").read_text()
+    step = textwrap.dedent(re.search(r"run: \|\n((?: {10}.*\n)+)", workflow)[1])
+    version = (ROOT / "VERSION").read_text().strip()
+
+    def outputs(tag):
+        environment = {"GITHUB_REF_NAME": tag, "GITHUB_OUTPUT": "out", "PATH": os.environ["PATH"]}
+        subprocess.run(["bash", "-ec", step], cwd=copy, env=environment, check=True)
+        return dict(line.split("=", 1) for line in (copy / "out").read_text().splitlines())
+
+    told = outputs(f"{name}-v{version}")
+    assert told["files"] == f"{name.replace('-', '_')}-{version}"
+    known = {cell.name: cell for cell in _script("release_check").cells()}
+    for cell in told["cells"].split():
+        installed = known[cell].requirements[0]
+        assert re.match(r"[a-z-]+", installed)[0] == name
+    with pytest.raises(subprocess.CalledProcessError):
+        outputs(f"{name}-v9.9.9")

@@ -5,6 +5,7 @@
     ./hatchw run release:check 3.12-pz-nn 3.13-together builds and contents, then those cells
     ./hatchw run release:check --smoke                  every cell with its quick tests only
     ./hatchw run release:check --quick                  builds and contents, no cells
+    ./hatchw run release:check --output dist            leaves what was checked in that folder
 
 Builds all sdists and wheels twice and compares the bytes; runs `twine check --strict`; looks
 into each archive. Then the cells: each installs one wheel alone, or all of them together, into a
@@ -203,6 +204,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names of the cells")
     parser.add_argument("--quick", action="store_true", help="builds and contents only")
     parser.add_argument("--smoke", action="store_true", help="only the quick tests of each cell")
+    parser.add_argument("--output", type=pathlib.Path, help="where to leave what was checked")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.cells if name not in by_name]:
         parser.error(f"no such cell: {', '.join(unknown)}; --list names them")
@@ -217,6 +219,8 @@ def main() -> int:
             return 1
         print("::: ok distributions", flush=True)
         failed = [] if arguments.quick else failed_cells(chosen, work, arguments.smoke)
+        if arguments.output and not failed:
+            shutil.copytree(work / "first", arguments.output, dirs_exist_ok=True)
     if failed:
         print(f"release check: {len(failed)} of {len(chosen)} cells failed: {', '.join(failed)}")
         return 1
