@@ -15,7 +15,7 @@ from pz_models.huggingface import LiveModel  # noqa: E402
 from pz_models.loading import model_from_checkpoint  # noqa: E402
 from pz_named import named_axes as nx  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compile_fast")]
 torch.set_num_threads(1)  # its threads spin while they wait, which starves JAX's
 
 SIZES = {
@@ -193,9 +193,28 @@ def _logits(model, tokens):
     return model(nx.wrap(tokens, "seq")).unwrap("seq", "vocabulary")
 
 
+def _spelled(name, changes):
+    """The rotary settings as the installed version of transformers spells them."""
+    changes = dict(changes)
+    if int(transformers.__version__.split(".")[0]) >= 5 or "rope_parameters" not in changes:
+        return changes
+    settings = dict(changes.pop("rope_parameters"))
+    if "sliding_attention" in settings:
+        changes["rope_local_base_freq"] = settings["sliding_attention"]["rope_theta"]
+        settings = dict(settings["full_attention"])
+    of_neox = name == "GPTNeoX"
+    changes["rotary_emb_base" if of_neox else "rope_theta"] = settings.pop("rope_theta")
+    if (fraction := settings.pop("partial_rotary_factor", None)) is not None:
+        changes["rotary_pct" if of_neox else "partial_rotary_factor"] = fraction
+    if settings["rope_type"] != "default":
+        name = "type" if settings["rope_type"] == "longrope" else "rope_type"  # Phi-3 checks it
+        changes["rope_scaling"] = {name: settings.pop("rope_type"), **settings}
+    return changes
+
+
 def _theirs(name, changes):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**(SIZES | changes))
+    config = getattr(transformers, f"{name}Config")(**_spelled(name, SIZES | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are constant when fresh
@@ -249,7 +268,7 @@ def test_the_text_part_of_a_model_with_vision(case, tmp_path):
     outer, inner, changes = COMPOSITES[case]
     if not hasattr(transformers, f"{inner}Config"):
         pytest.skip(f"transformers {transformers.__version__} has no {inner}")
-    text = getattr(transformers, f"{inner}Config")(**(SIZES | changes)).to_dict()
+    text = getattr(transformers, f"{inner}Config")(**_spelled(inner, SIZES | changes)).to_dict()
     tied = text["tie_word_embeddings"]
     vision = {"model_type": "siglip_vision_model" if outer == "Gemma3" else "pixtral"}
     config = getattr(transformers, f"{outer}Config")(

@@ -13,7 +13,7 @@ from pz_core.variables import freeze_params  # noqa: E402
 from pz_models import load  # noqa: E402
 from pz_named import named_axes as nx  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("compile_fast")]
 torch.set_num_threads(1)  # its threads spin while they wait, which starves JAX's
 
 TOKENS = np.random.default_rng(0).integers(0, 96, 24)
