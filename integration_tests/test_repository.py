@@ -1,8 +1,10 @@
 """Guards of the monorepo: one version, one licence, a complete CI matrix, current aliases."""
 
 import ast
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -113,3 +115,32 @@ def test_package_inits_hold_imports_only(name):
 
 def test_the_init_guard_can_fail():
     assert _init_statements_out_of_place('"""Doc."""\nimport a\nx = 1\n') == ["x = 1"]
+
+
+SKIPPING = """
+import pytest
+
+def test_skipped_for_want_of_a_browser():
+    pytest.skip("no chromium here")
+
+def test_skipped_for_another_reason():
+    pytest.skip("not today")
+"""
+
+
+@pytest.mark.parametrize("required, failed", [("", 0), ("chromium", 2)])
+def test_what_is_required_is_not_skipped(tmp_path, required, failed):
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "test_a.py").write_text(SKIPPING)
+    (tmp_path / "test_b.py").write_text("import pytest\npytest.importorskip('chromium')")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path]
+    run = subprocess.run(
+        [*command, "--continue-on-collection-errors"],
+        env=os.environ | {"PZ_REQUIRE": required},
+        capture_output=True,
+        text=True,
+    )
+    assert bool(run.returncode) == bool(failed), run.stdout
+    assert run.stdout.count("this was to be skipped: ") >= failed
+    assert ("this was to be skipped" in run.stdout) == bool(failed)
+    assert "not today" not in run.stdout.split("short test summary")[0]
