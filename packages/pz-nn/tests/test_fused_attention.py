@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from nn_helpers import assert_close, named, raises, raw
 
@@ -79,6 +80,21 @@ def test_masks_are_kept(mask, key):
     assert_close(run(fused, attn_mask=attn_mask), run(layer, attn_mask=attn_mask))
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_biases_are_kept(dtype, tolerance, key):
+    """ALiBi is the bias of the kernel: grouped heads, and positions that differ by row."""
+    slopes = alibi_slopes({"head_groups": 2, "query_heads": 2})
+    layer = Attention.from_config("a", key, 8, 4, 2, logit_bias=ApplyALiBi(slopes), dtype=dtype)
+    fused = use_fused_attention(select(layer))
+    assert len(fused.query_key_to_attn.biases) == 1
+    x = named(0, {"batch": 2, "seq": SEQ, "embedding": 8}, dtype)
+    positions = nx.wrap(jnp.array([[0, 1, 2, 3], [4, 6, 8, 10]]), "batch", "seq")
+    expected = run(layer, x, token_positions=positions)
+    assert_close(run(fused, x, token_positions=positions), expected, tolerance)
+    plain = Attention.from_config("a", key, 8, 4, 2, dtype=dtype)
+    assert np.abs(run(plain, x, token_positions=positions) - expected).max() > 5 * tolerance
+
+
 def test_cached_and_stacked_layers(key):
     def block(name, init_base_rng):
         mask = ApplyCausalAttentionMask(-1e30, kv_positions_input_name="kv_positions")
@@ -107,6 +123,8 @@ def test_sites_that_need_the_weights_are_refused():
     for part in (Elementwise(jnp.tanh), ApplyALiBi(alibi_slopes({"heads": 2})), Identity()):
         with raises(FusedAttentionError, "the root", type(part).__name__, "explicit weights"):
             use_fused_attention(select(with_part(part)))
+        without = select(with_part(part)).at_instances_of(type(part)).remove_from_parent()
+        use_fused_attention(select(without))
     sink = Attention.from_config("a", None, 8, 2, softmax=SoftmaxWithSink("kv_seq", None))
     with raises(FusedAttentionError, "SoftmaxWithSink"):
         use_fused_attention(select(sink))

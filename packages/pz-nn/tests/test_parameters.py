@@ -3,12 +3,23 @@ import jax.numpy as jnp
 import pytest
 from nn_helpers import raises
 
-from pz_core.variables import Parameter, ParameterSlot, StateVariableSlot
+from pz_core.variables import (
+    Parameter,
+    ParameterSlot,
+    StateVariableSlot,
+    VariableConflictError,
+    unbind_params,
+)
+from pz_nn.grouping import Sequential
+from pz_nn.layer_stack import LayerStack
+from pz_nn.linear_and_affine import Linear
 from pz_nn.parameters import (
+    DuplicateParameterNameError,
     ParameterLike,
     assert_no_parameter_slots,
     derive_param_key,
     make_parameter,
+    unique_parameter_names,
 )
 
 
@@ -67,3 +78,48 @@ def test_assert_no_parameter_slots(key):
     assert assert_no_parameter_slots({"p": full, "state": StateVariableSlot("s")}) is None
     with raises(ValueError, "assert_no_parameter_slots", "'b'", "'c'", "bind_variables"):
         assert_no_parameter_slots([ParameterSlot("b"), {"x": ParameterSlot("c")}, full])
+    assert_no_parameter_slots([full])
+
+
+def two_layers(name, init_base_rng, names=("same", "same")):
+    axes = {"f": 2}
+    return Sequential([Linear.from_config(f"{name}/{n}", init_base_rng, axes, axes) for n in names])
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_names_are_unique_while_a_model_is_built(with_key, key):
+    key = key if with_key else None
+    message = ("'net/same.weights'", "another name", "the same object in both places")
+    with raises(DuplicateParameterNameError, *message), unique_parameter_names():
+        two_layers("net", key)
+
+    @unique_parameter_names()
+    def build(names):
+        return two_layers("net", key, names)
+
+    with raises(DuplicateParameterNameError, *message):
+        build(("same", "same"))
+    build(("one", "two"))
+    build(("one", "two"))  # each call is a scope of its own
+    with unique_parameter_names():  # the advised repairs
+        layer = Linear.from_config("net/same", key, {"f": 2}, {"f": 2})
+        Sequential([layer, layer])
+    with raises(DuplicateParameterNameError, *message), unique_parameter_names():
+        build(("same", "other"))
+        build(("same", "another"))  # scopes inside a scope belong to it
+
+
+def test_names_are_unique_in_the_block_of_a_stack(key):
+    def stack(**options):
+        arguments = {"name": "blocks", **options}
+        return LayerStack.from_sublayer_builder(two_layers, "blocks", 2, key, arguments)
+
+    with raises(DuplicateParameterNameError, "'blocks/same.weights'"):
+        stack()
+    assert len(unbind_params(stack(names=("one", "two")))[1]) == 2
+
+
+def test_outside_of_a_scope_equal_names_conflict_when_unbound(key):
+    with raises(VariableConflictError, "net/same.weights"):
+        unbind_params(two_layers("net", key))
+    unbind_params(two_layers("net", key, ("one", "two")))

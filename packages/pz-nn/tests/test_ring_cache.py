@@ -86,6 +86,38 @@ def test_rings_in_a_stack(key):
     assert state.value[0].named_shape["seq"] == RING
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_rows_may_end_at_different_places(stacked, key):
+    """Padding at the end of a row is not kept, so each row goes on where its text ended."""
+    lengths, prompt, steps = np.array([3, 6]), 6, 3
+    x = named(0, {"batch": 2, "seq": LENGTH, "f": F})
+    places = np.arange(LENGTH)
+
+    def rows(layer):
+        def run(start, tokens, filled):
+            index = start[:, None] + np.arange(tokens)
+            known = np.where(index < filled[:, None], index, -1)
+            seen = np.where(places < filled[:, None], places, -1)
+            side = {
+                "token_positions": nx.wrap(known, "batch", "seq"),
+                "kv_token_positions": nx.wrap(seen, "batch", "seq"),
+                "end": nx.wrap(jnp.asarray(start), "batch"),
+            }
+            return call(layer, x[{"seq": nx.wrap(index, "batch", "seq")}], side)
+
+        run(np.zeros(2, int), prompt, lengths)
+        outputs = [run(lengths + i, 1, lengths + i + 1) for i in range(steps)]
+        return raw(nx.concatenate(outputs, "seq"), "batch", "seq", "f")
+
+    ring = stack_of_rings(key) if stacked else ring_layer(init_base_rng=key)
+    whole = run(stack_of_rings(key) if stacked else full_layer(key), [0, LENGTH])
+    expected = np.stack([row[n : n + steps] for row, n in zip(whole, lengths, strict=True)])
+    assert_close(rows(ring), expected)
+    side = {**side_inputs(8, 10), "end": nx.wrap(jnp.array([8, 9]), "batch")}
+    y = call(ring, x[{"seq": slice(8, 10)}], side)
+    assert np.isnan(raw(y, "batch", "seq", "f")).any((1, 2)).tolist() == [False, True]
+
+
 def test_room_is_what_the_positions_have(key):
     x = named(0, {"batch": 2, "seq": 2, "f": F})
     for layer in (ring_layer(init_base_rng=key), stack_of_rings(key)):
@@ -106,7 +138,8 @@ def test_errors(key):
     ring_layer(ring=3)
     x = named(0, {"batch": 2, "seq": 1, "f": F})
     layer = ring_layer(init_base_rng=key)
-    with raises(TypeError, "'end'", "{'batch': 2}", "KVCachingAttention"):
-        layer(x, **{**side_inputs(0, 1), "end": nx.wrap(jnp.zeros(2, int), "batch")})
+    with raises(TypeError, "'end'", "integer scalar", "wrap(index, 'batch')"):
+        layer(x, **{**side_inputs(0, 1), "end": jnp.zeros(2, int)})
+    layer(x, **{**side_inputs(0, 1), "end": nx.wrap(jnp.zeros(2, int), "batch")})
     with raises(KeyError, "'kv_token_positions'"):
         layer(x, token_positions=nx.arange("seq", 1), end=0)

@@ -34,6 +34,7 @@ from pz_nn.combinators import Residual
 from pz_nn.embeddings import ApplyRoPE
 from pz_nn.grouping import Identity, Sequential
 from pz_nn.layer_stack import LayerStack, LayerStackVarBehavior
+from pz_nn.rope_scaling import DynamicScaling, LongRoPEScaling, YarnScaling
 from pz_nn.stack_surgery import SuperBlock, restack, unstack
 
 DEPTH = 3
@@ -230,6 +231,29 @@ def test_scanned_form_without_arrays_needs_sizes():
         restack(blocks, "blocks", "scanned")
     stack = restack(blocks, "blocks", "scanned", axis_sizes={"p": P})
     assert stack.stacked_sublayers.frequencies.named_shape == {"blocks": 2, "p": P // 2}
+
+
+def test_scanned_form_of_scalings_with_factors_and_lengths(key):
+    """Attention factors become data; frequencies that depend on the length are fixed for one."""
+    long = LongRoPEScaling((1.0, 2.0), (3.0, 4.0), 4, 4.0)
+    ropes = [
+        ApplyRoPE("p", 100.0, "token_positions", scaling=scaling)
+        for scaling in (None, YarnScaling(4.0, 64), long, DynamicScaling(2.0, 4))
+    ]
+    blocks = [Residual(Sequential([rope, Elementwise(jnp.tanh)])) for rope in ropes]
+    with raises(ValueError, "length of the sequence", "rope_length=...", "super_block"):
+        restack(blocks, "blocks", "scanned", axis_sizes={"p": P})
+    x = named(0, {"seq": 3, "p": P})
+    side = {"token_positions": nx.arange("seq", 3)}
+    for length in (4, 8):
+        stack = restack(blocks, "blocks", "scanned", axis_sizes={"p": P}, rope_length=length)
+        expected = call(Sequential(blocks), x, {**side, "rope_length": length})
+        assert_close(raw(call(stack, x, side)), raw(expected))
+    factors = stack.stacked_sublayers.delta.sublayers[0].attention_scale
+    assert raw(factors)[0] == raw(factors)[3] == 1.0
+    assert (raw(factors)[1:3] > 1.0).all()
+    given = ApplyRoPE("p", 100.0, "token_positions", attention_scale=2.0)
+    assert_close(raw(given(x, **side)), 2 * raw(ropes[0](x, **side)))
 
 
 # --- errors -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pz_nn import AddLearnedPositions as AddLearnedPositions
 from pz_nn import AddSinusoidalPositions as AddSinusoidalPositions
 from pz_nn import Affine as Affine
 from pz_nn import ApplyALiBi as ApplyALiBi
+from pz_nn import ApplyAttentionBias as ApplyAttentionBias
 from pz_nn import ApplyAttentionMask as ApplyAttentionMask
 from pz_nn import ApplyBidirectionalAttentionMask as ApplyBidirectionalAttentionMask
 from pz_nn import ApplyCausalAttentionMask as ApplyCausalAttentionMask
@@ -36,6 +37,7 @@ from pz_nn import ConvTranspose as ConvTranspose
 from pz_nn import ConvTransposeOperator as ConvTransposeOperator
 from pz_nn import DefaultScaling as DefaultScaling
 from pz_nn import DisabledDropout as DisabledDropout
+from pz_nn import DuplicateParameterNameError as DuplicateParameterNameError
 from pz_nn import DynamicScaling as DynamicScaling
 from pz_nn import Elementwise as Elementwise
 from pz_nn import EmbeddingDecode as EmbeddingDecode
@@ -119,6 +121,7 @@ from pz_nn import quantize_linears as quantize_linears
 from pz_nn import restack as restack
 from pz_nn import set_training as set_training
 from pz_nn import truncated_normal_initializer as truncated_normal_initializer
+from pz_nn import unique_parameter_names as unique_parameter_names
 from pz_nn import unstack as unstack
 from pz_nn import use_fused_attention as use_fused_attention
 from pz_nn import variance_scaling_initializer as variance_scaling_initializer

@@ -4,6 +4,7 @@ import sys as _sys
 
 import pz_nn.attention_bias as _real
 from pz_nn.attention_bias import ApplyALiBi as ApplyALiBi
+from pz_nn.attention_bias import ApplyAttentionBias as ApplyAttentionBias
 from pz_nn.attention_bias import SoftmaxWithSink as SoftmaxWithSink
 from pz_nn.attention_bias import alibi_slopes as alibi_slopes
 

@@ -3,7 +3,13 @@
 import sys as _sys
 
 import pz_nn.attention_masks as _real
+from pz_nn.attention_masks import ApplyAttentionMask as ApplyAttentionMask
 from pz_nn.attention_masks import ApplyBidirectionalAttentionMask as ApplyBidirectionalAttentionMask
+from pz_nn.attention_masks import ApplyCausalAttentionMask as ApplyCausalAttentionMask
+from pz_nn.attention_masks import (
+    ApplyCausalSlidingWindowAttentionMask as ApplyCausalSlidingWindowAttentionMask,
+)
+from pz_nn.attention_masks import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
 from pz_nn.attention_masks import (
     ApplyPackedDocumentAttentionMask as ApplyPackedDocumentAttentionMask,
 )

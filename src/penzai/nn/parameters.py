@@ -3,9 +3,11 @@
 import sys as _sys
 
 import pz_nn.parameters as _real
+from pz_nn.parameters import DuplicateParameterNameError as DuplicateParameterNameError
 from pz_nn.parameters import ParameterLike as ParameterLike
 from pz_nn.parameters import assert_no_parameter_slots as assert_no_parameter_slots
 from pz_nn.parameters import derive_param_key as derive_param_key
 from pz_nn.parameters import make_parameter as make_parameter
+from pz_nn.parameters import unique_parameter_names as unique_parameter_names
 
 _sys.modules[__name__] = _real

@@ -1,17 +1,18 @@
 """Declarative, named-axis neural network layers that are plain JAX pytrees."""
 
-from pz_nn.attention import ApplyAttentionMask as ApplyAttentionMask
-from pz_nn.attention import ApplyCausalAttentionMask as ApplyCausalAttentionMask
-from pz_nn.attention import (
-    ApplyCausalSlidingWindowAttentionMask as ApplyCausalSlidingWindowAttentionMask,
-)
-from pz_nn.attention import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
 from pz_nn.attention import Attention as Attention
 from pz_nn.attention import KVCachingAttention as KVCachingAttention
 from pz_nn.attention_bias import ApplyALiBi as ApplyALiBi
+from pz_nn.attention_bias import ApplyAttentionBias as ApplyAttentionBias
 from pz_nn.attention_bias import SoftmaxWithSink as SoftmaxWithSink
 from pz_nn.attention_bias import alibi_slopes as alibi_slopes
+from pz_nn.attention_masks import ApplyAttentionMask as ApplyAttentionMask
 from pz_nn.attention_masks import ApplyBidirectionalAttentionMask as ApplyBidirectionalAttentionMask
+from pz_nn.attention_masks import ApplyCausalAttentionMask as ApplyCausalAttentionMask
+from pz_nn.attention_masks import (
+    ApplyCausalSlidingWindowAttentionMask as ApplyCausalSlidingWindowAttentionMask,
+)
+from pz_nn.attention_masks import ApplyExplicitAttentionMask as ApplyExplicitAttentionMask
 from pz_nn.attention_masks import (
     ApplyPackedDocumentAttentionMask as ApplyPackedDocumentAttentionMask,
 )
@@ -33,6 +34,8 @@ from pz_nn.combinators import BranchAndAddTogether as BranchAndAddTogether
 from pz_nn.combinators import BranchAndMultiplyTogether as BranchAndMultiplyTogether
 from pz_nn.combinators import ConcatBranches as ConcatBranches
 from pz_nn.combinators import Residual as Residual
+from pz_nn.contraction import NamedEinsum as NamedEinsum
+from pz_nn.contraction import contract as contract
 from pz_nn.convolution import Conv as Conv
 from pz_nn.convolution import ConvOperator as ConvOperator
 from pz_nn.convolution import ConvTranspose as ConvTranspose
@@ -62,6 +65,7 @@ from pz_nn.grouping import inline_anonymous_sequentials as inline_anonymous_sequ
 from pz_nn.grouping import inline_groups as inline_groups
 from pz_nn.grouping import is_anonymous_sequential as is_anonymous_sequential
 from pz_nn.grouping import is_sequential_or_named as is_sequential_or_named
+from pz_nn.initializers import constant_initializer as constant_initializer
 from pz_nn.initializers import he_normal_initializer as he_normal_initializer
 from pz_nn.initializers import he_uniform_initializer as he_uniform_initializer
 from pz_nn.initializers import initializer_by_name as initializer_by_name
@@ -70,6 +74,10 @@ from pz_nn.initializers import lecun_uniform_initializer as lecun_uniform_initia
 from pz_nn.initializers import normal_initializer as normal_initializer
 from pz_nn.initializers import orthogonal_initializer as orthogonal_initializer
 from pz_nn.initializers import truncated_normal_initializer as truncated_normal_initializer
+from pz_nn.initializers import variance_scaling_initializer as variance_scaling_initializer
+from pz_nn.initializers import xavier_normal_initializer as xavier_normal_initializer
+from pz_nn.initializers import xavier_uniform_initializer as xavier_uniform_initializer
+from pz_nn.initializers import zero_initializer as zero_initializer
 from pz_nn.kv_cache import CachingLayer as CachingLayer
 from pz_nn.kv_cache import KVCacheOverflowError as KVCacheOverflowError
 from pz_nn.kv_cache import kv_cache_overflows as kv_cache_overflows
@@ -87,20 +95,15 @@ from pz_nn.linear_and_affine import LinearInPlace as LinearInPlace
 from pz_nn.linear_and_affine import (
     LinearOperatorWeightInitializer as LinearOperatorWeightInitializer,
 )
-from pz_nn.linear_and_affine import NamedEinsum as NamedEinsum
 from pz_nn.linear_and_affine import RenameAxes as RenameAxes
-from pz_nn.linear_and_affine import constant_initializer as constant_initializer
-from pz_nn.linear_and_affine import contract as contract
-from pz_nn.linear_and_affine import variance_scaling_initializer as variance_scaling_initializer
-from pz_nn.linear_and_affine import xavier_normal_initializer as xavier_normal_initializer
-from pz_nn.linear_and_affine import xavier_uniform_initializer as xavier_uniform_initializer
-from pz_nn.linear_and_affine import zero_initializer as zero_initializer
 from pz_nn.mixture_of_experts import ExpertLinear as ExpertLinear
 from pz_nn.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
+from pz_nn.parameters import DuplicateParameterNameError as DuplicateParameterNameError
 from pz_nn.parameters import ParameterLike as ParameterLike
 from pz_nn.parameters import assert_no_parameter_slots as assert_no_parameter_slots
 from pz_nn.parameters import derive_param_key as derive_param_key
 from pz_nn.parameters import make_parameter as make_parameter
+from pz_nn.parameters import unique_parameter_names as unique_parameter_names
 from pz_nn.pooling import AveragePool as AveragePool
 from pz_nn.pooling import MaxPool as MaxPool
 from pz_nn.position_embeddings import AddLearnedPositions as AddLearnedPositions
@@ -138,6 +141,7 @@ __all__ = [
     "AddSinusoidalPositions",
     "Affine",
     "ApplyALiBi",
+    "ApplyAttentionBias",
     "ApplyAttentionMask",
     "ApplyBidirectionalAttentionMask",
     "ApplyCausalAttentionMask",
@@ -167,6 +171,7 @@ __all__ = [
     "ConvTransposeOperator",
     "DefaultScaling",
     "DisabledDropout",
+    "DuplicateParameterNameError",
     "DynamicScaling",
     "Elementwise",
     "EmbeddingDecode",
@@ -250,6 +255,7 @@ __all__ = [
     "restack",
     "set_training",
     "truncated_normal_initializer",
+    "unique_parameter_names",
     "unstack",
     "use_fused_attention",
     "variance_scaling_initializer",

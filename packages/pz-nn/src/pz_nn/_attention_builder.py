@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from pz_nn.basic_ops import Softmax, TanhSoftCap
+from pz_nn.contraction import NamedEinsum
 from pz_nn.grouping import Sequential
-from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear, NamedEinsum
+from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear
 from pz_nn.side_inputs import TakeSideInput
 from pz_nn.standardization import RMSLayerNorm
 

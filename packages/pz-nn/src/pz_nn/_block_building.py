@@ -27,6 +27,7 @@ from pz_core.variables import (
     unbind_variables,
 )
 from pz_named import named_axes as nx
+from pz_nn.parameters import unique_parameter_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def build_stacked(
     shared_structures: list[Any] = []
 
     def build(key: Any) -> tuple[list[Any], list[Any], list[Any]]:
-        block = builder(init_base_rng=None if init_base_rng is None else key, **builder_kwargs)
+        with unique_parameter_names():
+            block = builder(init_base_rng=None if init_base_rng is None else key, **builder_kwargs)
         slots, variables = unbind_variables(block)
         shared, own = _frozen_and_sorted(variables, stacking)
         named, plain, skeleton = _take_apart((slots, own), stacking.axis)

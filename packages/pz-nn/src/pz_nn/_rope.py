@@ -132,12 +132,20 @@ def _cos_and_sin(
     aligned = broadcast_against(*names_and_data(positions, type(layer).__name__), names)
     angles = aligned[..., None].astype(angle_dtype) * (frequencies / layer.scale_factor)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    factor = scaling.attention_scale()
-    if factor != 1.0:
+    factor = attention_scale(layer)
+    if not isinstance(factor, float) or factor != 1.0:
         cos, sin = cos * factor, sin * factor
     if layer.angles_in_input_dtype:
         cos, sin = cast(cos, dtype), cast(sin, dtype)
     return cos, sin
+
+
+def attention_scale(layer: Any) -> Any:
+    """The factor of cosines and sines: a float, or an array without axes."""
+    if layer.attention_scale is None:
+        return (layer.scaling or _PLAIN).attention_scale()
+    given = layer.attention_scale
+    return given.unwrap() if is_namedarray(given) else given
 
 
 def _frequencies(layer: Any, scaling: Any, size: int, side_inputs: dict[str, Any]) -> Any:

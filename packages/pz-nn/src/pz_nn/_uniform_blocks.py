@@ -3,7 +3,8 @@
 What can become data, position by position:
 
 * causal masks with and without a window: a window larger than any sequence changes nothing;
-* rotary embeddings with different wavelengths or scalings: an array of frequencies;
+* rotary embeddings with different wavelengths or scalings: an array of frequencies, and one of attention
+  factors where a scaling has one;
 * a rotary embedding in some blocks and `Identity` in others: frequencies of zero turn nothing.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 from pz_core.variables import LabeledVariable, LabeledVariableValue
 from pz_named import named_axes as nx
 from pz_nn._block_splitting import is_unit
-from pz_nn.attention import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
+from pz_nn._rope import attention_scale
+from pz_nn.attention_masks import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
 from pz_nn.embeddings import ApplyRoPE, ApplyRoPEToSubset
 from pz_nn.grouping import Identity
 from pz_nn.rope_scaling import DefaultScaling
@@ -55,12 +57,22 @@ def _leaf_kind(leaf: Any) -> Any:
     return leaf
 
 
-def with_one_structure(blocks: Sequence[Any], axis_sizes: Mapping[str, int]) -> list[Any]:
+class _Known(NamedTuple):
+    """What rotary frequencies may need to be known: sizes of axes, and the length of the sequence."""
+
+    sizes: Mapping[Any, int]
+    rope_length: int | None
+
+
+def with_one_structure(
+    blocks: Sequence[Any], axis_sizes: Mapping[str, int], rope_length: int | None = None
+) -> list[Any]:
     """Blocks with settings that differ between them as arrays.
 
     Args:
         blocks: The blocks.
         axis_sizes: Sizes of axes that rotary embeddings turn, where no array of the blocks tells them.
+        rope_length: The length of sequence for which frequencies that depend on it are computed.
 
     Raises:
         ValueError: If layers at one place differ in what cannot become data.
@@ -78,9 +90,9 @@ def with_one_structure(blocks: Sequence[Any], axis_sizes: Mapping[str, int]) -> 
                 "embeddings, and nothing else can become data. Put Identity() where some blocks lack a "
                 'rotary embedding, or use form="super_block".'
             )
-    sizes = {**_sizes_in(blocks), **axis_sizes}
+    known = _Known({**_sizes_in(blocks), **axis_sizes}, rope_length)
     columns = [
-        _unify(jax.tree_util.keystr(column[0][0]), [leaf for _, leaf in column], sizes)
+        _unify(jax.tree_util.keystr(column[0][0]), [leaf for _, leaf in column], known)
         for column in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return [
@@ -89,7 +101,7 @@ def with_one_structure(blocks: Sequence[Any], axis_sizes: Mapping[str, int]) -> 
     ]
 
 
-def _unify(where: str, layers: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+def _unify(where: str, layers: list[Any], known: _Known) -> list[Any]:
     if not any(isinstance(layer, _SETTINGS) for layer in layers):
         return layers
     if all(isinstance(layer, Identity) for layer in layers):
@@ -97,7 +109,7 @@ def _unify(where: str, layers: list[Any], sizes: Mapping[str, int]) -> list[Any]
     if all(isinstance(layer, _MASKS) for layer in layers):
         return _unify_masks(layers)
     if all(isinstance(layer, (*_ROTARY, Identity)) for layer in layers):
-        return _unify_rotary(where, layers, sizes)
+        return _unify_rotary(where, layers, known)
     raise ValueError(
         f'restack(form="scanned"): the layers at {where} cannot get one structure: '
         f"{', '.join(sorted({type(layer).__name__ for layer in layers}))}. Use "
@@ -123,7 +135,7 @@ def _unify_masks(masks: list[Any]) -> list[Any]:
     ]
 
 
-def _unify_rotary(where: str, layers: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+def _unify_rotary(where: str, layers: list[Any], known: _Known) -> list[Any]:
     rotary = [layer for layer in layers if not isinstance(layer, Identity)]
     settings = [_without_frequencies(layer) for layer in rotary]
     if len(rotary) == len(layers) and all(layer == layers[0] for layer in layers):
@@ -133,46 +145,56 @@ def _unify_rotary(where: str, layers: list[Any], sizes: Mapping[str, int]) -> li
             f'restack(form="scanned"): the rotary embeddings at {where} differ in more than their '
             f'frequencies: {settings[0]} and others. Use form="super_block".'
         )
-    known = [_frequencies(where, layer, sizes) for layer in rotary]
-    zero = jnp.zeros_like(known[0])
-    frequencies = iter(known)
     axis = rotary[0].embedding_axis
+    given = [_frequencies(where, layer, known) for layer in rotary]
+    frequencies = iter(given)
+    scales = [1.0 if isinstance(layer, Identity) else attention_scale(layer) for layer in layers]
+    has_scales = any(not isinstance(scale, float) or scale != 1.0 for scale in scales)
     return [
         dataclasses.replace(
             settings[0],
-            frequencies=nx.wrap(zero if isinstance(layer, Identity) else next(frequencies), axis),
+            frequencies=nx.wrap(
+                jnp.zeros_like(given[0]) if isinstance(layer, Identity) else next(frequencies), axis
+            ),
+            attention_scale=nx.wrap(jnp.float32(scale)) if has_scales else None,
         )
-        for layer in layers
+        for layer, scale in zip(layers, scales, strict=True)
     ]
 
 
 def _without_frequencies(layer: Any) -> Any:
     """What of a rotary layer must agree: everything but the frequencies and what they come from."""
     return dataclasses.replace(
-        layer, max_wavelength=1.0, scale_factor=1.0, scaling=None, frequencies=None
+        layer,
+        max_wavelength=1.0,
+        scale_factor=1.0,
+        scaling=None,
+        frequencies=None,
+        attention_scale=None,
     )
 
 
-def _frequencies(where: str, layer: Any, sizes: Mapping[str, int]) -> jax.Array:
+def _frequencies(where: str, layer: Any, known: _Known) -> jax.Array:
     if layer.frequencies is not None:
         given: jax.Array = layer.frequencies.unwrap(layer.embedding_axis)
         divided: jax.Array = given / layer.scale_factor
         return divided
     scaling = layer.scaling or DefaultScaling()
-    if scaling.needs_length or scaling.attention_scale() != 1.0:
+    if scaling.needs_length and known.rope_length is None:
         raise ValueError(
-            f'restack(form="scanned"): the frequencies of the rotary embedding at {where} depend on more '
-            f'than its settings ({scaling}). Use form="super_block".'
+            f'restack(form="scanned"): the frequencies of the rotary embedding at {where} depend on the '
+            f"length of the sequence ({scaling}), and arrays that the loop slices cannot. Fix them for one "
+            'length: restack(..., rope_length=...), or use form="super_block".'
         )
     size = layer.rope_subset_size if isinstance(layer, ApplyRoPEToSubset) else None
-    size = sizes.get(layer.embedding_axis) if size is None else size
+    size = known.sizes.get(layer.embedding_axis) if size is None else size
     if size is None:
         raise ValueError(
             f'restack(form="scanned"): the size of the axis {layer.embedding_axis!r} that the rotary '
             f"embedding at {where} turns is not known from any array of the blocks. Give it: "
             f"restack(..., axis_sizes={{{layer.embedding_axis!r}: ...}})."
         )
-    undivided = scaling.frequencies(size, layer.max_wavelength, None)
+    undivided = scaling.frequencies(size, layer.max_wavelength, known.rope_length)
     frequencies: jax.Array = jnp.asarray(undivided) / layer.scale_factor
     return frequencies
 

@@ -1,4 +1,4 @@
-"""Attention: masks for its logits, the data flow around them, and the form that caches keys and values.
+"""Attention: its data flow, its standard builder, and the form that caches keys and values.
 
 The parts are layers, so a model says in its own tree how queries and keys are made, how they meet and
 what masks the result; `Attention` only fixes who feeds whom:
@@ -7,20 +7,15 @@ what masks the result; `Attention` only fixes who feeds whom:
     attn = query_key_to_attn((q, k))            # {..., heads, seq, kv_seq}
     out = attn_value_to_output((attn, v))
 
-Masks compare *positions*, which come in as side inputs, never indices: position -1 marks padding and
-slots of a cache that nothing has filled.
-
-The module is long because these classes are known by this path; masks, biases, ring caches and fused
-attention that came later stand in modules of their own.
+Masks stand in `pz_nn.attention_masks`, and the causal ones are named here too; biases, ring caches and
+fused attention have modules of their own.
 
 Source: Vaswani et al., "Attention Is All You Need" (2017).
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-import typing
 from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
@@ -28,10 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
-from pz_named import named_axes as nx
 from pz_nn import _attention_builder, _cache_writes
-from pz_nn._attention_positions import named_side_input, query_and_key_positions
-from pz_nn._axes import Names, broadcast_against, names_and_data, with_names
+from pz_nn.attention_masks import (
+    ApplyAttentionMask,
+    ApplyCausalAttentionMask,
+    ApplyCausalSlidingWindowAttentionMask,
+    ApplyExplicitAttentionMask,
+)
 from pz_nn.kv_cache import CachingLayer
 from pz_nn.layer import Layer
 
@@ -43,140 +41,6 @@ __all__ = [
     "Attention",
     "KVCachingAttention",
 ]
-
-
-class ApplyAttentionMask(Layer):
-    """Base of the layers that mask attention logits: y = where(keep, logits, masked_out_value).
-
-    A subclass has a field `masked_out_value` and says in `keep_mask` which entries stay. Axes of the
-    result stand as in the logits; axes that only the mask has follow. A finite `masked_out_value` makes
-    the softmax of a row without any kept entry uniform, -inf makes it NaN.
-    """
-
-    masked_out_value: Any
-
-    @abc.abstractmethod
-    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
-        """Which entries stay.
-
-        Args:
-            side_inputs: The side inputs of the call.
-
-        Returns:
-            A boolean named array; axes it lacks are broadcast.
-        """
-
-    @typing.final
-    def __call__(self, logits: Any, /, **side_inputs: Any) -> nx.NamedArray:
-        """Replaces the entries that the mask does not keep.
-
-        Args:
-            logits: Named array without positional axes.
-            **side_inputs: What `keep_mask` reads.
-
-        Returns:
-            The masked logits, in the dtype that logits and `masked_out_value` promote to.
-
-        Raises:
-            KeyError: If a side input that the mask reads is missing.
-        """
-        names, data = names_and_data(logits, type(self).__name__)
-        keep_names, keep = names_and_data(self.keep_mask(side_inputs), type(self).__name__)
-        fill_names: Names = ()
-        fill = self.masked_out_value
-        if nx.is_namedarray(fill):
-            fill_names, fill = names_and_data(fill, type(self).__name__)
-        target = tuple(dict.fromkeys((*names, *keep_names, *fill_names)))
-        return with_names(
-            target,
-            jnp.where(
-                broadcast_against(keep_names, keep, target),
-                broadcast_against(names, data, target),
-                broadcast_against(fill_names, fill, target) if fill_names else fill,
-            ),
-        )
-
-
-@pytree_dataclass
-class ApplyExplicitAttentionMask(ApplyAttentionMask):
-    """Masks logits with a mask given as a side input.
-
-    Attributes:
-        mask_input_name: The side input: a named array, truthy where an entry stays.
-        masked_out_value: What stands in masked places.
-    """
-
-    mask_input_name: str = dataclasses.field(metadata={"pytree_node": False})
-    masked_out_value: Any
-
-    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
-        """The given mask."""
-        mask = named_side_input(self, side_inputs, self.mask_input_name)
-        return mask if mask.dtype == jnp.bool_ else typing.cast(nx.NamedArrayBase, mask != 0)
-
-
-@pytree_dataclass
-class ApplyCausalAttentionMask(ApplyAttentionMask):
-    """Lets each query see the keys at its own position and before: keep iff q >= k and k >= 0.
-
-    Attributes:
-        masked_out_value: What stands in masked places.
-        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
-        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
-        seq_axis: The axis of tokens.
-        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
-    """
-
-    masked_out_value: Any
-    query_positions_input_name: str = dataclasses.field(
-        default="token_positions", metadata={"pytree_node": False}
-    )
-    kv_positions_input_name: str = dataclasses.field(
-        default="token_positions", metadata={"pytree_node": False}
-    )
-    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
-    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
-
-    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
-        """q >= k and k >= 0, {..., seq, kv_seq}."""
-        query, key = query_and_key_positions(self, side_inputs)
-        keep: nx.NamedArrayBase = (query >= key) & (key >= 0)
-        return keep
-
-
-@pytree_dataclass
-class ApplyCausalSlidingWindowAttentionMask(ApplyAttentionMask):
-    """A causal mask that reaches back a limited way: keep iff 0 <= q - k < window and k >= 0.
-
-    A window of w is the token itself and the w - 1 before it.
-
-    Attributes:
-        masked_out_value: What stands in masked places.
-        sliding_window_size: The window, at least 1. A leaf, so blocks of a layer stack can differ in
-            it: a named array with the stack axis.
-        query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
-        kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
-        seq_axis: The axis of tokens.
-        kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
-    """
-
-    masked_out_value: Any
-    sliding_window_size: Any
-    query_positions_input_name: str = dataclasses.field(
-        default="token_positions", metadata={"pytree_node": False}
-    )
-    kv_positions_input_name: str = dataclasses.field(
-        default="token_positions", metadata={"pytree_node": False}
-    )
-    seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
-    kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
-
-    def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
-        """q >= k, k >= 0 and q - k < window, {..., seq, kv_seq}."""
-        query, key = query_and_key_positions(self, side_inputs)
-        near = query - key < self.sliding_window_size
-        keep: nx.NamedArrayBase = (query >= key) & near & (key >= 0)
-        return keep
 
 
 @pytree_dataclass

@@ -6,8 +6,11 @@ Sequential([einsum, mask, SoftmaxWithSink("kv_seq", sink_logits)])
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +21,11 @@ from pz_named import named_axes as nx
 from pz_nn._attention_positions import query_and_key_positions
 from pz_nn._axes import axis_indices, broadcast_against, move_to_end, names_and_data
 from pz_nn._dtypes import upcast
+from pz_nn.initializers import zero_initializer
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import zero_initializer
 from pz_nn.parameters import ParameterLike, make_parameter
 
-__all__ = ["ApplyALiBi", "SoftmaxWithSink", "alibi_slopes"]
+__all__ = ["ApplyALiBi", "ApplyAttentionBias", "SoftmaxWithSink", "alibi_slopes"]
 
 
 def alibi_slopes(head_axes: dict[str, int]) -> nx.NamedArray:
@@ -55,8 +58,43 @@ def alibi_slopes(head_axes: dict[str, int]) -> nx.NamedArray:
     return nx.wrap(jnp.array(slopes).reshape(tuple(head_axes.values())), *head_axes)
 
 
+class ApplyAttentionBias(Layer):
+    """Base of the layers that add to attention logits what does not depend on them: y = logits + bias.
+
+    A subclass says in `bias` what is added.
+    """
+
+    @abc.abstractmethod
+    def bias(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """What is added.
+
+        Args:
+            side_inputs: The side inputs of the call.
+
+        Returns:
+            A floating named array; axes it lacks are broadcast.
+        """
+
+    @typing.final
+    def __call__(self, logits: Any, /, **side_inputs: Any) -> nx.NamedArrayBase:
+        """Adds the bias.
+
+        Args:
+            logits: Named array with the axes of the heads, of queries and of keys.
+            **side_inputs: What `bias` reads.
+
+        Returns:
+            The logits with the bias, in their dtype and order.
+
+        Raises:
+            KeyError: If a side input that the bias reads is missing.
+        """
+        biased: nx.NamedArrayBase = logits + self.bias(side_inputs).astype(logits.dtype)
+        return biased
+
+
 @pytree_dataclass
-class ApplyALiBi(Layer):
+class ApplyALiBi(ApplyAttentionBias):
     """Attention with linear biases: y = logits - slope · (q - k), q and k the positions.
 
     The further back a key, the lower its logit; nothing else tells the model about positions. Mask
@@ -82,20 +120,11 @@ class ApplyALiBi(Layer):
     seq_axis: str = dataclasses.field(default="seq", metadata={"pytree_node": False})
     kv_seq_axis: str = dataclasses.field(default="kv_seq", metadata={"pytree_node": False})
 
-    def __call__(self, logits: Any, /, **side_inputs: Any) -> nx.NamedArrayBase:
-        """Adds the biases.
-
-        Args:
-            logits: Named array with the axes of the heads, `seq_axis` and `kv_seq_axis`.
-            **side_inputs: The positions.
-
-        Returns:
-            The logits with biases, in their dtype and order.
-        """
+    def bias(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
+        """-slope · (q - k), {..., heads, seq, kv_seq}, float32."""
         query, key = query_and_key_positions(self, side_inputs)
-        distance = (query - key).astype(jnp.float32)
-        biased: nx.NamedArrayBase = logits - (self.slopes * distance).astype(logits.dtype)
-        return biased
+        biases: nx.NamedArrayBase = -self.slopes * (query - key).astype(jnp.float32)
+        return biases
 
 
 @pytree_dataclass

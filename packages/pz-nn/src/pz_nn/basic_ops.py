@@ -60,7 +60,7 @@ class _ComparablePartial(functools.partial):
         return hash((self.func, self.args, tuple(sorted(self.keywords.items()))))
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class Elementwise(Layer):
     """Applies a function to each entry: y = fn(x).
 

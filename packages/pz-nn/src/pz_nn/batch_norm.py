@@ -20,8 +20,9 @@ from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import axis_indices, broadcast_against, names_and_data, with_names
 from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
+from pz_nn.initializers import constant_initializer
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
+from pz_nn.linear_and_affine import AddBias, Linear
 from pz_nn.parameters import ParameterLike
 
 __all__ = ["BatchNorm", "InferenceBatchNorm", "TrainingBatchNorm"]

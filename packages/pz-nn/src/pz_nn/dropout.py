@@ -24,7 +24,7 @@ from pz_nn.layer import Layer
 __all__ = ["DisabledDropout", "StochasticDropout", "maybe_dropout"]
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class StochasticDropout(Layer):
     """Sets each entry to 0 with probability p and divides the others by 1 - p.
 
@@ -105,7 +105,7 @@ def _nonzero(keep_rate: Any) -> Any:
     return jnp.where(keep_rate == 0, 1, keep_rate)
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class DisabledDropout(Identity):
     """Dropout that does nothing and remembers its settings.
 

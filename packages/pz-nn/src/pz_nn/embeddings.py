@@ -22,9 +22,9 @@ from pz_core.struct import Struct, pytree_dataclass
 from pz_named.named_axes import NamedArray, NamedArrayBase, is_namedarray, wrap
 from pz_nn import _rope
 from pz_nn._axes import axis_indices, names_and_data, with_names
+from pz_nn.contraction import contract
 from pz_nn.initializers import LinearOperatorWeightInitializer, variance_scaling_initializer
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import contract
 from pz_nn.parameters import ParameterLike, make_parameter
 from pz_nn.rope_scaling import RoPEScaling
 
@@ -228,7 +228,7 @@ class EmbeddingDecode(Layer):
         )
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class ApplyRoPE(Layer):
     """Rotary position embedding: turns each pair of features by an angle proportional to the position.
 
@@ -250,6 +250,8 @@ class ApplyRoPE(Layer):
             array), which only scalings that depend on it need.
         frequencies: Replaces f_i by given ones: a named array whose one axis is `embedding_axis`, of
             size d/2. Inside a layer stack it may differ from layer to layer.
+        attention_scale: Factor of cosines and sines instead of the scaling's, a number or a named array
+            without axes; inside a layer stack it may differ from layer to layer.
 
     Reference: Su et al., RoFormer (2021).
     """
@@ -267,6 +269,7 @@ class ApplyRoPE(Layer):
         default="rope_length", metadata={"pytree_node": False}
     )
     frequencies: NamedArrayBase | None = None
+    attention_scale: float | NamedArrayBase | None = None
 
     def __post_init__(self) -> None:
         _rope.check_settings(self)
@@ -289,7 +292,7 @@ class ApplyRoPE(Layer):
         return _rope.rotate(self, value, side_inputs, subset=None)
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class ApplyRoPEToSubset(Layer):
     """Rotary position embedding of the first r features; the others stay.
 
@@ -306,6 +309,7 @@ class ApplyRoPEToSubset(Layer):
         angles_in_input_dtype: Whether cosines and sines are cast to the dtype of the input first.
         length_input_name: Side input with the current length.
         frequencies: Replaces f_i, with size r/2.
+        attention_scale: Factor of cosines and sines instead of the scaling's.
 
     Reference: Black et al., GPT-NeoX-20B (2022), after Wang and Komatsuzaki's GPT-J.
     """
@@ -324,6 +328,7 @@ class ApplyRoPEToSubset(Layer):
         default="rope_length", metadata={"pytree_node": False}
     )
     frequencies: NamedArrayBase | None = None
+    attention_scale: float | NamedArrayBase | None = None
 
     def __post_init__(self) -> None:
         _rope.check_settings(self)

@@ -2,10 +2,11 @@
 
     fast = use_fused_attention(select(model))      # or any selection inside the model
 
-Logits, mask, softmax and the mixing of values become one `jax.nn.dot_product_attention`, which never
-writes the attention matrix to memory where the backend has such a kernel. Logits and softmax are then
-computed in float32 at least, which may differ in the last digits. A site where something else reads or
-changes logits or weights (a soft cap, a bias, a saver, a sink) is refused: it needs the matrix.
+Logits, biases such as ALiBi, mask, softmax and the mixing of values become one
+`jax.nn.dot_product_attention`, which never writes the attention matrix to memory where the backend has
+such a kernel. Logits and softmax are then computed in float32 at least, which may differ in the last
+digits. A site where something else reads or changes logits or weights (a soft cap, a saver, a sink) is
+refused: it needs the matrix.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pz_core.selectors import Selection
 from pz_core.struct import Struct, pytree_dataclass
 from pz_named import named_axes as nx
 from pz_nn._einsum import as_mapping
-from pz_nn.attention import ApplyAttentionMask, Attention, KVCachingAttention
+from pz_nn.attention import Attention, KVCachingAttention
+from pz_nn.attention_bias import ApplyAttentionBias
+from pz_nn.attention_masks import ApplyAttentionMask
 from pz_nn.basic_ops import Softmax
+from pz_nn.contraction import NamedEinsum
 from pz_nn.grouping import Sequential, is_sequential_or_named
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import NamedEinsum
 from pz_nn.ring_cache import RingKVCachingAttention
 
 __all__ = [
@@ -58,30 +61,38 @@ class PendingAttention(Struct):
     Attributes:
         query: The queries.
         key: The keys.
+        bias: Named array that is added to the logits, or None.
         keep: Boolean named array, or None where everything may be seen.
     """
 
     query: Any
     key: Any
+    bias: Any
     keep: Any
 
 
 @pytree_dataclass
 class PrepareAttention(Layer):
-    """Takes the place of einsum, masks and softmax: (queries, keys) → `PendingAttention`.
+    """Takes the place of einsum, biases, masks and softmax: (queries, keys) → `PendingAttention`.
 
     Attributes:
+        biases: What is added to the logits first.
         masks: The masks.
     """
 
+    biases: list[ApplyAttentionBias]
     masks: list[ApplyAttentionMask]
 
     def __call__(self, query_and_key: Any, /, **side_inputs: Any) -> PendingAttention:
-        """Collects the masks."""
+        """Collects biases and masks."""
         query, key = query_and_key
-        keeps = [mask.keep_mask(side_inputs) for mask in self.masks]
+        biases = [part.bias(side_inputs) for part in self.biases]
+        keeps = [part.keep_mask(side_inputs) for part in self.masks]
         return PendingAttention(
-            query, key, functools.reduce(operator.and_, keeps) if keeps else None
+            query,
+            key,
+            functools.reduce(operator.add, biases) if biases else None,
+            functools.reduce(operator.and_, keeps) if keeps else None,
         )
 
 
@@ -91,7 +102,7 @@ class FusedMixValues(Layer):
 
     Attributes:
         token_axis: The axis of tokens in queries, keys and values.
-        kv_token_axis: The name that it has on the side of the keys, in masks.
+        kv_token_axis: The name that it has on the side of the keys, in biases and masks.
         shared_head_axes: Axes of the heads that queries, keys and values have.
         query_head_axes: Axes of the heads that only the queries have.
         feature_axis: The axis that queries and keys are contracted over.
@@ -125,34 +136,44 @@ class FusedMixValues(Layer):
             pending.key, batch, self.token_axis, self.shared_head_axes, self.feature_axis
         )
         values = _grouped(value, batch, self.token_axis, self.shared_head_axes, self.value_axis)
-        mask = self._mask(pending, batch, heads)
+        over_logits = functools.partial(self._over_logits, pending, batch, heads)
+        bias = over_logits(pending.bias)
         mixed = jax.nn.dot_product_attention(
-            query, key, values, mask=mask, scale=1.0, implementation=self.implementation
+            query,
+            key,
+            values,
+            bias=None if bias is None else bias.astype(query.dtype),
+            mask=over_logits(pending.keep),
+            scale=1.0,
+            implementation=self.implementation,
         )  # {batch, tokens, heads, features}
         names = (*batch, self.token_axis, *heads, self.value_axis)
         shape = [*(sizes[name] for name in names[:-1]), mixed.shape[-1]]
         return nx.wrap(mixed.reshape(shape), *names)
 
-    def _mask(
-        self, pending: PendingAttention, batch: Mapping[Any, int], heads: Sequence[str]
+    def _over_logits(
+        self,
+        pending: PendingAttention,
+        batch: Mapping[Any, int],
+        heads: Sequence[str],
+        array: nx.NamedArrayBase | None,
     ) -> jax.Array | None:
-        """The mask as {batch, heads, tokens, keys}, with size 1 where it does not vary."""
-        keep = pending.keep
-        if keep is None:
+        """A bias or mask as {batch, heads, tokens, keys}, batch and heads 1 where it does not vary."""
+        if array is None:
             return None
         sizes = {**pending.query.named_shape}
-        keys = pending.key.named_shape[self.token_axis]
         group_sizes = []
         for group in (tuple(batch), tuple(heads)):
-            varies = any(name in keep.named_shape for name in group)
+            varies = any(name in array.named_shape for name in group)
             if varies:
-                keep = keep.broadcast_to((), {name: sizes[name] for name in group})
+                array = array.broadcast_to((), {name: sizes[name] for name in group})
             group_sizes.append(math.prod(sizes[name] for name in group) if varies else 1)
-        tail = {self.token_axis: sizes[self.token_axis], self.kv_token_axis: keys}
-        keep = keep.broadcast_to((), tail)
-        order = [n for n in (*batch, *heads, *tail) if n in keep.named_shape]
-        mask: jax.Array = keep.unwrap(*order).reshape(*group_sizes, *tail.values())
-        return mask
+        keys = pending.key.named_shape[self.token_axis]
+        tail: dict[Any, int] = {self.token_axis: sizes[self.token_axis], self.kv_token_axis: keys}
+        array = array.broadcast_to((), tail)
+        order = [n for n in (*batch, *heads, *tail) if n in array.named_shape]
+        laid_out: jax.Array = array.unwrap(*order).reshape(*group_sizes, *tail.values())
+        return laid_out
 
 
 def _grouped(
@@ -207,12 +228,8 @@ def use_fused_attention(
 def _fused(layer: Any, where: str, implementation: Any) -> Any:
     to_logits, *changes = _flat(layer.query_key_to_attn)
     mix, *rest = _flat(layer.attn_value_to_output)
-    *masks, softmax = changes or [None]
-    for part in masks:
-        if isinstance(part, Softmax):
-            _refuse(where, f"{type(softmax).__name__} follows its softmax")
-        if not isinstance(part, ApplyAttentionMask):
-            _refuse(where, f"{type(part).__name__} reads or changes the logits")
+    *parts, softmax = changes or [None]
+    biases, masks = _biases_and_masks(parts, softmax, where)
     if not isinstance(to_logits, NamedEinsum) or not isinstance(mix, NamedEinsum):
         _refuse(where, "logits or mixed values are not made by a NamedEinsum")
     axes = _roles(to_logits, mix)
@@ -225,11 +242,32 @@ def _fused(layer: Any, where: str, implementation: Any) -> Any:
         _refuse(where, f"the weights are made by {type(softmax).__name__}")
     return dataclasses.replace(
         layer,
-        query_key_to_attn=PrepareAttention(masks),
+        query_key_to_attn=PrepareAttention(biases, masks),
         attn_value_to_output=Sequential(
             [FusedMixValues(**axes, implementation=implementation), *rest]
         ),
     )
+
+
+def _biases_and_masks(
+    parts: Sequence[Any], softmax: Any, where: str
+) -> tuple[list[ApplyAttentionBias], list[ApplyAttentionMask]]:
+    """What stands between logits and softmax: biases, then masks, and nothing else."""
+    biases: list[ApplyAttentionBias] = []
+    masks: list[ApplyAttentionMask] = []
+    for part in parts:
+        if isinstance(part, Softmax):
+            _refuse(where, f"{type(softmax).__name__} follows its softmax")
+        if isinstance(part, ApplyAttentionMask):
+            masks.append(part)
+        elif not isinstance(part, ApplyAttentionBias):
+            _refuse(where, f"{type(part).__name__} reads or changes the logits")
+        elif masks:
+            # The kernel adds first and masks then; the other way round, masked places are biased too.
+            _refuse(where, f"{type(part).__name__} follows a mask")
+        else:
+            biases.append(part)
+    return biases, masks
 
 
 def _refuse(where: str, reason: str) -> NoReturn:

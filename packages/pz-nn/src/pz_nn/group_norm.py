@@ -16,8 +16,9 @@ from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import as_names, axis_indices, names_and_data, with_names
 from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
+from pz_nn.initializers import constant_initializer
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
+from pz_nn.linear_and_affine import AddBias, Linear
 
 __all__ = ["GroupNorm", "GroupStandardize"]
 

@@ -197,6 +197,7 @@ class LayerStack(Layer):
             The stack, with fresh variables.
 
         Raises:
+            DuplicateParameterNameError: If the builder makes two parameters of one label.
             ValueError: If an array already has the stack axis, a variable holds arrays without names, a
                 plain array depends on the key, or a variable is neither parameter nor state variable.
             TypeError: If the block has a leaf that is no array.

@@ -6,13 +6,18 @@ which layers are built does not matter, and a renamed layer is a differently ini
     key = jax.random.key(0)
     make_parameter("mlp/in.weights", key, jax.random.normal, (3, 4))   # a Parameter
     make_parameter("mlp/in.weights", None, jax.random.normal, (3, 4))  # a ParameterSlot: structure only
+
+Two parameters of one label would be initialised alike, and be one parameter once bound to slots;
+`unique_parameter_names` makes that an error while a model is built.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import contextvars
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -20,7 +25,14 @@ import numpy as np
 
 from pz_core.variables import Parameter, ParameterSlot
 
-__all__ = ["ParameterLike", "assert_no_parameter_slots", "derive_param_key", "make_parameter"]
+__all__ = [
+    "DuplicateParameterNameError",
+    "ParameterLike",
+    "assert_no_parameter_slots",
+    "derive_param_key",
+    "make_parameter",
+    "unique_parameter_names",
+]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -36,6 +48,64 @@ class ParameterLike(Protocol[T_co]):
     @abc.abstractmethod
     def value(self) -> T_co:
         """The current value."""
+
+
+class DuplicateParameterNameError(ValueError):
+    """Two parameters of a model were made with one label.
+
+    Bad: two layers of one name.
+
+        with unique_parameter_names():
+            Sequential([Linear.from_config("linear", key, axes, axes) for _ in range(2)])
+
+    Repair: give each a name of its own (`f"linear_{i}"`), or, to share parameters, make the layer once and
+    put the same object in both places.
+    """
+
+
+_names_made: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar(
+    "pz_nn_names_made", default=None
+)
+
+
+@contextlib.contextmanager
+def unique_parameter_names() -> Iterator[None]:
+    """Makes it an error to make two parameters of one label within this scope.
+
+    Put it around the building of one model, as a `with` statement or as the decorator of a builder. Scopes
+    inside it belong to it, so names are unique in the whole model. `LayerStack.from_sublayer_builder` opens
+    one for its block. Outside of any scope labels are not compared: the same model may be built twice, and
+    two parameters of one label raise a `VariableConflictError` when the model is unbound.
+
+    Yields:
+        None. `make_parameter` raises `DuplicateParameterNameError` within.
+
+    Example:
+        >>> from pz_nn import Linear, Sequential
+        >>> with unique_parameter_names():
+        ...     layers = [Linear.from_config(f"linear_{i}", None, {"a": 2}, {"a": 2}) for i in range(2)]
+    """
+    if _names_made.get() is not None:
+        yield
+        return
+    token = _names_made.set(set())
+    try:
+        yield
+    finally:
+        _names_made.reset(token)
+
+
+def _note_name(name: str) -> None:
+    made = _names_made.get()
+    if made is None:
+        return
+    if name in made:
+        raise DuplicateParameterNameError(
+            f"make_parameter: each parameter of a model needs a label of its own, but {name!r} was made "
+            "before. Give each layer another name; to share parameters, make the layer once and put the "
+            "same object in both places."
+        )
+    made.add(name)
 
 
 def derive_param_key(base_rng: jax.Array, name: str) -> jax.Array:
@@ -79,7 +149,11 @@ def make_parameter(
 
     Returns:
         A `Parameter`, or a `ParameterSlot` if `init_base_rng` is None.
+
+    Raises:
+        DuplicateParameterNameError: If the label was made before within `unique_parameter_names`.
     """
+    _note_name(name)
     if init_base_rng is None:
         return ParameterSlot(name)
     value = initializer(derive_param_key(init_base_rng, name), *init_args, **init_kwargs)

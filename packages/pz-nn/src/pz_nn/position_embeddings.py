@@ -90,7 +90,7 @@ class AddLearnedPositions(Layer):
         return cls(table, positions_input_name)
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class AddSinusoidalPositions(Layer):
     """Adds sines and cosines of each position, with wavelengths from 2π to 2π · max_wavelength.
 

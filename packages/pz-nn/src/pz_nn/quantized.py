@@ -20,8 +20,9 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, ParameterValue
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import axis_indices, broadcast_against, names_and_data, with_names
+from pz_nn.contraction import contract
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import Linear, contract
+from pz_nn.linear_and_affine import Linear
 from pz_nn.parameters import ParameterLike
 
 __all__ = ["Int8Linear", "quantize_linear", "quantize_linears"]

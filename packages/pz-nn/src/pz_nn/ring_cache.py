@@ -9,6 +9,9 @@ step, then follow the window and not the length of the text:
 
 A single new token is written in place and attends to the ring. Several at once (a prompt) attend to the
 old ring and to themselves side by side, because later ones may overwrite what earlier ones still see.
+
+Rows may end at different places (a named index): each then has a ring of its own. Padding at the end of
+a row, position -1, is not written, so that the row goes on where its text ended.
 """
 
 from __future__ import annotations
@@ -24,12 +27,9 @@ from pz_core.struct import pytree_dataclass
 from pz_named import named_axes as nx
 from pz_nn import _cache_writes
 from pz_nn._attention_positions import named_side_input
-from pz_nn.attention import (
-    ApplyCausalAttentionMask,
-    ApplyCausalSlidingWindowAttentionMask,
-    Attention,
-)
-from pz_nn.kv_cache import CachingLayer, require_room
+from pz_nn.attention import Attention
+from pz_nn.attention_masks import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
+from pz_nn.kv_cache import CachingLayer, known_index, require_room
 
 __all__ = ["RingKVCachingAttention"]
 
@@ -49,7 +49,8 @@ class RingKVCachingAttention(CachingLayer):
         query_key_to_attn: (queries, cached keys) → attention weights, with a sliding-window mask.
         attn_value_to_output: (attention weights, cached values) → output.
         sequence_axis: The axis of tokens in keys, values and caches.
-        kv_cache_end_index_key: Name of the side input n: an int or a scalar array.
+        kv_cache_end_index_key: Name of the side input n: an int, a scalar array, or a named array with
+            batch axes only, where rows end at different places.
         kv_positions_input_name: Name of the side input with the positions of the keys, the one that the
             mask reads; the axis `sequence_axis` counts all tokens that there will ever be.
         kv_cache: State variable with the cached keys and values, C places each.
@@ -73,22 +74,17 @@ class RingKVCachingAttention(CachingLayer):
             **side_inputs: n, the positions of all keys, and what the parts read.
 
         Returns:
-            The output for the new tokens; NaN if n is traced and the positions end before the new tokens.
+            The output for the new tokens; NaN in rows where n is traced and the positions end before the
+            new tokens.
 
         Raises:
             KeyError: If n or the positions are missing.
             KVCacheOverflowError: If n is known and the positions end before the new tokens.
-            TypeError: If n is no scalar, or a dtype differs from the cache's.
+            TypeError: If n has positional axes or is no integer, or a dtype differs from the cache's.
             ValueError: If axes of keys or values differ from the cache's.
         """
         name, axis = type(self).__name__, self.sequence_axis
         start = _cache_writes.end_index(side_inputs, self.kv_cache_end_index_key, name)
-        if nx.is_namedarray(start):
-            raise TypeError(
-                f"{name}: side input {self.kv_cache_end_index_key!r} must be a scalar, because all rows "
-                f"share the ring; it has named_shape={start.named_shape}. Pad rows to one length on the "
-                "left, or use KVCachingAttention."
-            )
         positions = named_side_input(self, side_inputs, self.kv_positions_input_name, axis)
         query = self.input_to_query(x, **side_inputs)
         new = (self.input_to_key(x, **side_inputs), self.input_to_value(x, **side_inputs))
@@ -98,30 +94,33 @@ class RingKVCachingAttention(CachingLayer):
         if tokens == 1:
             plan = _cache_writes.Write(new, axis, start % capacity, None)
             keys, values = _cache_writes.write(self.kv_cache, plan)
-            held = _tokens_in_ring(start, capacity)
+            held = _tokens_in_ring(start, axis, capacity)
         else:
-            keys, values, held = self._attend_beside(new, start, capacity)
+            last = _last_with_position(positions, axis, start + tokens)
+            keys, values, held = self._attend_beside(new, start, last, capacity)
         seen = {self.kv_positions_input_name: _positions_of(held, positions, axis)}
         attn = self.query_key_to_attn((query, keys), **{**side_inputs, **seen})
         output = self.attn_value_to_output((attn, values), **side_inputs)
-        overflow = start + tokens > length if isinstance(start, jax.core.Tracer) else None
+        overflow = None if known_index(start) is not None else start + tokens > length
         return _cache_writes.nan_where(overflow, output)
 
-    def _attend_beside(self, new: Any, start: Any, capacity: int) -> tuple[Any, Any, jax.Array]:
+    def _attend_beside(
+        self, new: Any, start: Any, last: Any, capacity: int
+    ) -> tuple[Any, Any, nx.NamedArrayBase]:
         """Writes several tokens; returns old ring and new tokens side by side, and which those are."""
         axis, tokens = self.sequence_axis, new[0].named_shape[self.sequence_axis]
         old = tuple(self.kv_cache.value)
-        after = _tokens_in_ring(start + tokens - 1, capacity)
-        place = jnp.clip(after - start, 0, tokens - 1)
-        is_new = nx.wrap(after >= start, axis)
+        after = _tokens_in_ring(last, axis, capacity)
+        place = nx.nmap(jnp.clip)(after - start, 0, tokens - 1)
 
         def updated(cached: Any, update: Any) -> Any:
-            picked = update[{axis: nx.wrap(place, axis)}]
-            return nx.nmap(jnp.where)(is_new, picked, cached).order_like(cached)
+            picked = update[{axis: place}]
+            return nx.nmap(jnp.where)(after >= start, picked, cached).order_like(cached)
 
         self.kv_cache.value = tuple(map(updated, old, new))
         keys, values = (nx.concatenate(pair, axis) for pair in zip(old, new, strict=True))
-        held = jnp.concatenate([_tokens_in_ring(start - 1, capacity), start + jnp.arange(tokens)])
+        before = _tokens_in_ring(start - 1, axis, capacity)
+        held = nx.concatenate([before, start + nx.arange(axis, tokens)], axis)
         return keys, values, held
 
     def state_updated_in_place(self) -> tuple[Any, ...]:
@@ -192,16 +191,22 @@ class RingKVCachingAttention(CachingLayer):
         )
 
 
-def _tokens_in_ring(last: Any, capacity: int) -> jax.Array:
+def _tokens_in_ring(last: Any, axis: str, capacity: int) -> Any:
     """The index of the token that stands at each place when `last` was the last; negative if none."""
-    tokens: jax.Array = last - (last - jnp.arange(capacity)) % capacity
-    return tokens
+    return last - (last - nx.arange(axis, capacity)) % capacity
 
 
-def _positions_of(held: jax.Array, positions: nx.NamedArrayBase, axis: str) -> Any:
+def _last_with_position(positions: nx.NamedArrayBase, axis: str, end: Any) -> Any:
+    """The index before `end` of the last token that is no padding; -1 if there is none."""
+    index = nx.arange(axis, positions.named_shape[axis])
+    filled = nx.nmap(jnp.where)((positions >= 0) & (index < end), index, -1)
+    return filled.untag(axis).max(initial=-1)
+
+
+def _positions_of(held: Any, positions: nx.NamedArrayBase, axis: str) -> Any:
     """Positions of the tokens `held`, -1 where there is none."""
-    index = nx.wrap(jnp.clip(held, 0, positions.named_shape[axis] - 1), axis)
-    return nx.nmap(jnp.where)(nx.wrap(held >= 0, axis), positions[{axis: index}], -1)
+    index = nx.nmap(jnp.clip)(held, 0, positions.named_shape[axis] - 1)
+    return nx.nmap(jnp.where)(held >= 0, positions[{axis: index}], -1)
 
 
 def _with_window(part: Any, cache_len: int, kv_positions_input_name: str) -> Any:

@@ -94,6 +94,7 @@ def restack(
     stacked_name: str = "blocks",
     first_index: int = 0,
     axis_sizes: Mapping[str, int] | None = None,
+    rope_length: int | None = None,
     unroll: int = 1,
     checkpoint: Checkpoint = None,
 ) -> Layer:
@@ -112,6 +113,8 @@ def restack(
         first_index: The number of the first block.
         axis_sizes: For `"scanned"`: sizes of axes that rotary embeddings turn, where the blocks hold no
             array that tells them.
+        rope_length: For `"scanned"`: the length of sequence for which rotary frequencies that depend on
+            it (dynamic, LongRoPE) are fixed, where blocks differ in them; by default they are refused.
         unroll: See `LayerStack.unroll`.
         checkpoint: See `LayerStack.checkpoint`.
 
@@ -147,7 +150,7 @@ def restack(
 
     period = _uniform_blocks.period_of(given) if form == "super_block" else 1
     if form == "scanned":
-        given = _uniform_blocks.with_one_structure(given, axis_sizes or {})
+        given = _uniform_blocks.with_one_structure(given, axis_sizes or {}, rope_length)
     if period == 1:
         return stack(join(given, names, stacked_name), len(given))
     whole = len(given) - len(given) % period

@@ -26,8 +26,9 @@ from pz_nn._axes import (
 )
 from pz_nn._dtypes import cast, upcast
 from pz_nn.grouping import Sequential
+from pz_nn.initializers import constant_initializer
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import AddBias, Linear, constant_initializer
+from pz_nn.linear_and_affine import AddBias, Linear
 from pz_nn.parameters import ParameterLike, make_parameter
 
 __all__ = [
