@@ -165,6 +165,7 @@ def run_tests(
     scratch.mkdir()
     for name in cell.wheels:
         shutil.copytree(ROOT / "packages" / name / "tests", scratch / name / "tests")
+        shutil.copy(ROOT / "packages" / name / "README.md", scratch / name)  # its examples run too
     for file in cell.files:
         shutil.copy(ROOT / file, scratch)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 import toolshed_models as tm
 
+import pz_toolshed
 from pz_core.selectors import select
 from pz_core.struct import pytree_dataclass
 from pz_core.variables import freeze_params
@@ -24,7 +25,7 @@ from pz_nn.grouping import NamedGroup, Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import ConstantRescale, Linear
 
-SOURCES = pathlib.Path(__file__).parent.parent / "src" / "pz_toolshed"
+SOURCES = pathlib.Path(pz_toolshed.__file__).parent
 MODULES = sorted(path.stem for path in SOURCES.glob("[!_]*.py"))
 PROSE = "(prose)"
 # Formulas, whose terms are words; everything else has to be Python.

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+import pz_toolshed
+
 PACKAGE = pathlib.Path(__file__).parent.parent
 README = (PACKAGE / "README.md").read_text()
-SOURCES = sorted((PACKAGE / "src" / "pz_toolshed").glob("*.py"))
+SOURCES = sorted(pathlib.Path(pz_toolshed.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.smoke
