@@ -1,6 +1,8 @@
 """HuggingFace folders: values, shards, dtypes, and every way in which a folder can be wrong."""
 
 import json
+import os
+import shlex
 import struct
 import tracemalloc
 
@@ -16,7 +18,7 @@ from pz_models_checkpoints import CONFIG, huggingface_tensors, reference_logits
 
 from pz_core.variables import unbind_params
 from pz_models import CheckpointError, UnsupportedConfigError, load
-from pz_models.huggingface_folder import HuggingFaceFolder
+from pz_models.huggingface_folder import HuggingFaceFolder, pickle_refusal
 from pz_named import named_axes as nx
 
 TOKENS = np.array([5, 9, 33, 0, 63])
@@ -113,7 +115,7 @@ BAD_FOLDERS = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors and no"),
     "pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"pytorch_model.bin.*refused.*python -c .*save_pretrained",
+        r"pytorch_model.bin.*refused.*python -c '.*save_pretrained",
     ),
     "empty": (lambda f: _cut(f, 0), "cut off: its header should have 0 bytes"),
     "header cut": (lambda f: _cut(f, 100), "cut off: its header should have"),
@@ -130,6 +132,36 @@ BAD_FOLDERS = {
         "'model.norm.weight' is I32; floating tensors are read.*Dequantise",
     ),
     "wrong length": (lambda f: _spoil_header(f, _entry(shape=[33])), r"\(33,\), should take 132"),
+    "two in one place": (
+        lambda f: _spoil_header(
+            f, lambda h: h | {"model.norm.weight": h["model.layers.0.input_layernorm.weight"]}
+        ),
+        r"tensor .* begins at byte \d+ of the data, where the one before it ends at \d+",
+    ),
+    "bytes of nobody": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (f / "model.safetensors").read_bytes() + b"1234"
+        ),
+        r"its tensors end at byte \d+ of the data, which has \d+",
+    ),
+    "config a folder": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "config.json: a folder, where a file should be",
+    ),
+    "config too large": (
+        lambda f: os.truncate(f / "config.json", 1 << 40),  # sparse: takes no room
+        "config.json: 1099511627776 bytes are too many",
+    ),
+    "more blocks than tensors": (
+        lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 10**9})),
+        "'num_hidden_layers' is 1000000000, but there are only 20 tensors",
+    ),
+    "more experts than tensors": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps(CONFIG | {"model_type": "mixtral", "num_local_experts": 10**9})
+        ),
+        "'num_local_experts' is 1000000000, but there are only 20 tensors",
+    ),
     "index escapes": (
         lambda f: _shard(f, lambda m: dict.fromkeys(m, "../model.safetensors")),
         r"'\.\./model.safetensors'; only files directly in the folder",
@@ -153,6 +185,36 @@ def test_bad_folders_are_refused_by_name(folder, name):
     with pytest.raises(CheckpointError, match=message) as caught:
         load(folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("pytorch_model.bin", "holds pickled weights; unpickling runs.*python -c "),
+        ("model.safetensors", r"expected a folder.*Pass the folder that it is in\."),
+    ],
+)
+def test_a_file_of_weights_is_no_model(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / name)
+
+
+def test_the_advised_conversion_is_one_argument_of_a_shell(tmp_path):
+    folder = tmp_path / "it's $HOME"
+    code = shlex.split(pickle_refusal(folder).partition("where you trust it: ")[2])
+    assert code[:2] == ["python", "-c"]
+    compile(code[2], "conversion", "exec")
+    assert repr(str(folder)) in code[2]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(folder):
+    opened = HuggingFaceFolder(folder)
+    _cut(folder, -100)
+    last = max(opened.tensors, key=lambda key: opened._ranges[key].offset)
+    out = np.empty(opened.tensors[last].shape, np.float32)
+    with pytest.raises(CheckpointError, match="was cut off while it was read"):
+        opened.read_into(last, out)
 
 
 @given(data=st.data())

@@ -4,5 +4,6 @@ import sys as _sys
 
 import pz_models.config_reader as _real
 from pz_models.config_reader import ConfigReader as ConfigReader
+from pz_models.config_reader import is_float32 as is_float32
 
 _sys.modules[__name__] = _real

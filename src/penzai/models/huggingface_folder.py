@@ -4,5 +4,6 @@ import sys as _sys
 
 import pz_models.huggingface_folder as _real
 from pz_models.huggingface_folder import HuggingFaceFolder as HuggingFaceFolder
+from pz_models.huggingface_folder import pickle_refusal as pickle_refusal
 
 _sys.modules[__name__] = _real

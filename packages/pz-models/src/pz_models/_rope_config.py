@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pz_models.config_reader import ConfigReader
+from pz_models.config_reader import ConfigReader, is_float32
 from pz_models.errors import UnsupportedConfigError
 from pz_nn.rope_scaling import (
     DynamicScaling,
@@ -68,19 +68,24 @@ def rotary_from_mapping(settings: Mapping[str, Any], longest: int, source: str) 
     left = {key: value for key, value in settings.items() if value is not None}
     kind = left.pop("rope_type", left.pop("type", "default"))
     left.pop("type", None)
-    base = float(left.pop("rope_theta"))
-    fraction = float(left.pop("partial_rotary_factor", 1.0))
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise UnsupportedConfigError(
             f"{source}: rotary scaling of type {kind!r} is not supported; supported are"
             f" {', '.join(_READERS)}."
         )
     try:
+        base = _finite(left.pop("rope_theta"))
+        fraction = _finite(left.pop("partial_rotary_factor", 1.0))
         scaling = _READERS[kind](left, longest)
     except KeyError as exc:
         raise UnsupportedConfigError(
             f"{source}: rotary scaling of type {kind!r} needs the key {exc}; there are"
             f" {sorted(settings)}."
+        ) from exc
+    except (TypeError, ValueError, ArithmeticError) as exc:
+        raise UnsupportedConfigError(
+            f"{source}: rotary scaling of type {kind!r} has a setting that is no number, or not a"
+            f" possible one ({exc}): {dict(settings)}."
         ) from exc
     known_extra = {"llama_4_scaling_beta", "original_max_position_embeddings"}
     unknown = {key: value for key, value in left.items() if key not in known_extra}
@@ -92,23 +97,30 @@ def rotary_from_mapping(settings: Mapping[str, Any], longest: int, source: str) 
     return RotarySettings(base, scaling, fraction, left)
 
 
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not is_float32(number):
+        raise ValueError(f"{number} is not a finite float32")
+    return number
+
+
 def _default(keys: dict[str, Any], longest: int) -> None:
     keys.pop("factor", None)  # some files keep one that "default" ignores
 
 
 def _linear(keys: dict[str, Any], longest: int) -> RoPEScaling:
-    return LinearScaling(float(keys.pop("factor")))
+    return LinearScaling(_finite(keys.pop("factor")))
 
 
 def _dynamic(keys: dict[str, Any], longest: int) -> RoPEScaling:
-    return DynamicScaling(float(keys.pop("factor")), longest)
+    return DynamicScaling(_finite(keys.pop("factor")), longest)
 
 
 def _llama3(keys: dict[str, Any], longest: int) -> RoPEScaling:
     return Llama3Scaling(
-        factor=float(keys.pop("factor")),
-        low_freq_factor=float(keys.pop("low_freq_factor")),
-        high_freq_factor=float(keys.pop("high_freq_factor")),
+        factor=_finite(keys.pop("factor")),
+        low_freq_factor=_finite(keys.pop("low_freq_factor")),
+        high_freq_factor=_finite(keys.pop("high_freq_factor")),
         original_max_position_embeddings=int(keys.pop("original_max_position_embeddings")),
     )
 
@@ -129,7 +141,7 @@ def _yarn(keys: dict[str, Any], longest: int) -> RoPEScaling:
         if name in keys
     }
     return YarnScaling(
-        factor=longest / original if factor is None else float(factor),
+        factor=longest / original if factor is None else _finite(factor),
         original_max_position_embeddings=original,
         **optional,
     )
@@ -139,10 +151,10 @@ def _longrope(keys: dict[str, Any], longest: int) -> RoPEScaling:
     original = int(keys.pop("original_max_position_embeddings"))
     factor = keys.pop("factor", None)
     return LongRoPEScaling(
-        short_factor=tuple(map(float, keys.pop("short_factor"))),
-        long_factor=tuple(map(float, keys.pop("long_factor"))),
+        short_factor=tuple(map(_finite, keys.pop("short_factor"))),
+        long_factor=tuple(map(_finite, keys.pop("long_factor"))),
         original_max_position_embeddings=original,
-        factor=longest / original if factor is None else float(factor),
+        factor=longest / original if factor is None else _finite(factor),
         attention_factor=keys.pop("attention_factor", None),
     )
 

@@ -75,7 +75,28 @@ def read_header(path: pathlib.Path) -> dict[str, TensorRange]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: corrupt: the header is no JSON object.")
     header.pop("__metadata__", None)
-    return {name: _range(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    found = {name: _range(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_order(path, found, 8 + length, size)
+    return found
+
+
+def _check_order(
+    path: pathlib.Path, found: dict[str, TensorRange], data_start: int, size: int
+) -> None:
+    """As the format asks, tensors fill the data one after another: none shares another's bytes."""
+    end = data_start
+    for name, place in sorted(found.items(), key=lambda item: (item[1].offset, item[1].n_bytes)):
+        if place.offset != end:
+            raise CheckpointError(
+                f"{path}: corrupt: tensor {name!r} begins at byte {place.offset - data_start} of the"
+                f" data, where the one before it ends at {end - data_start}."
+            )
+        end += place.n_bytes
+    if end != size:
+        raise CheckpointError(
+            f"{path}: corrupt: its tensors end at byte {end - data_start} of the data, which has"
+            f" {size - data_start}."
+        )
 
 
 def _range(path: pathlib.Path, name: str, entry: Any, data_start: int, size: int) -> TensorRange:

@@ -18,9 +18,10 @@ from typing import Any, TypeVar, overload
 
 from pz_models.errors import UnsupportedConfigError
 
-__all__ = ["ConfigReader"]
+__all__ = ["ConfigReader", "is_float32"]
 
 T = TypeVar("T")
+_LARGEST_FLOAT32, _SMALLEST_FLOAT32 = (2 - 2**-23) * 2.0**127, 2.0**-126
 
 # What no forward pass of these models reads: bookkeeping, generation defaults, training-only rates.
 _COSMETIC = frozenset(
@@ -44,6 +45,11 @@ _COSMETIC = frozenset(
     quantization_config_none type_vocab_size transformers.js_config
     """.split()
 )
+
+
+def is_float32(value: float) -> bool:
+    """Whether a number is finite, also as a float32; JSON files may hold others."""
+    return abs(value) <= _LARGEST_FLOAT32
 
 
 class ConfigReader:
@@ -94,9 +100,10 @@ class ConfigReader:
         value = self._config.get(field)
         if value is None:
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        if kind is float and isinstance(value, int) and abs(value) < 1 << 1000:
+            value = value if isinstance(value, bool) else float(value)
+        is_usable = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        if not is_usable or (isinstance(value, float) and not is_float32(value)):
             raise UnsupportedConfigError(
                 f"{self.source}: {field!r} should be of type {kind.__name__}, it is {value!r}."
             )
@@ -123,6 +130,19 @@ class ConfigReader:
         if value < 1:
             raise UnsupportedConfigError(
                 f"{self.source}: {field!r} should be 1 or more, it is {value}."
+            )
+        return value
+
+    def positive_float(self, field: str, default: float) -> float:
+        """A number above 0.
+
+        Raises:
+          UnsupportedConfigError: It is something else.
+        """
+        value = self.get(field, float, default)
+        if value < _SMALLEST_FLOAT32:
+            raise UnsupportedConfigError(
+                f"{self.source}: {field!r} should be a positive number, it is {value}."
             )
         return value
 

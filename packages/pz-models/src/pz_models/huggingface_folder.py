@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,10 @@ from pz_models._safetensors_header import DTYPES, TensorRange, read_header
 from pz_models.checkpoints import Checkpoint, StoredTensor
 from pz_models.errors import CheckpointError
 
-__all__ = ["HuggingFaceFolder"]
+__all__ = ["HuggingFaceFolder", "pickle_refusal"]
 
 _BYTES_AT_A_TIME = 1 << 23
-_CONVERT = (
-    "from transformers import AutoModelForCausalLM as A;"
-    " A.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
-)
+_LARGEST_JSON = 100_000_000  # bytes; the index of a model with a million tensors is smaller
 
 
 class HuggingFaceFolder(Checkpoint):
@@ -85,6 +83,19 @@ class HuggingFaceFolder(Checkpoint):
                 flat[start : start + piece.size] = piece
 
 
+def pickle_refusal(folder: pathlib.Path) -> str:
+    """Why pickled weights are not read, and the command that converts those of a folder."""
+    place = repr(str(folder))
+    code = (
+        "from transformers import AutoModelForCausalLM as A;"
+        f" A.from_pretrained({place}).save_pretrained({place})"
+    )
+    return (
+        "unpickling runs whatever code the file contains, so it is refused. Convert it once, where"
+        f" you trust it: python -c {shlex.quote(code)}"
+    )
+
+
 def _read_exactly(file: Any, target: np.ndarray, place: TensorRange, key: str) -> None:
     """Fills `target`; a plain file may give less than asked for at once (2 GiB on Linux)."""
     view = memoryview(target.data)
@@ -108,9 +119,8 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         if pickles:
             raise CheckpointError(
-                f"{folder}: only {', '.join(pickles[:3])} with pickled weights is there; unpickling"
-                " runs whatever code the file contains, so it is refused. Convert it once, where"
-                f' you trust it: python -c "{_CONVERT.replace("FOLDER", repr(str(folder)))}"'
+                f"{folder}: only {', '.join(pickles[:3])} with pickled weights is there;"
+                f" {pickle_refusal(folder)}"
             )
         raise CheckpointError(f"{folder}: there is no model.safetensors and no index of shards.")
     weight_map = _read_object(index).get("weight_map")
@@ -132,9 +142,17 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{path}: {size} bytes are too many for a description of a model."
+            )
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path}: there is no such file.") from exc
+    except IsADirectoryError as exc:
+        raise CheckpointError(f"{path}: a folder, where a file should be.") from exc
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path}: not readable as JSON ({exc}).") from exc
     if not isinstance(loaded, dict):

@@ -26,7 +26,7 @@ from pz_models.config_reader import ConfigReader
 from pz_models.errors import CheckpointError
 from pz_models.families import Family, family_of
 from pz_models.gguf import GGUFCheckpoint
-from pz_models.huggingface_folder import HuggingFaceFolder
+from pz_models.huggingface_folder import HuggingFaceFolder, pickle_refusal
 from pz_models.parameter_plan import PlannedRead, plan_reads
 from pz_models.text_part import text_part
 from pz_nn.parameters import assert_no_parameter_slots
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pz_models.transformer.model_parts import TransformerLM
 
 __all__ = ["load", "model_from_checkpoint", "read_config", "with_parameters"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_COUNTS = ("num_hidden_layers", "n_layer", "num_experts", "num_local_experts")
 
 
 def load(
@@ -105,8 +108,11 @@ def _open(name: str, revision: str | None) -> Checkpoint:
         return HuggingFaceFolder(path)
     if path.suffix == ".gguf":
         return GGUFCheckpoint(path)
+    if path.suffix in _PICKLES:
+        raise CheckpointError(f"load: {path} holds pickled weights; {pickle_refusal(path.parent)}")
+    hint = " Pass the folder that it is in." if path.suffix == ".safetensors" else ""
     raise CheckpointError(
-        f"load: {path}: expected a folder with config.json and safetensors, or a .gguf file."
+        f"load: {path}: expected a folder with config.json and safetensors, or a .gguf file.{hint}"
     )
 
 
@@ -128,6 +134,7 @@ def model_from_checkpoint(
       ValueError: The sharding rules do not fit the mesh or a parameter.
     """
     checkpoint = text_part(checkpoint)
+    _check_counts(checkpoint)
     family, config = read_config(
         checkpoint.config,
         checkpoint.name,
@@ -157,6 +164,19 @@ def model_from_checkpoint(
         checkpoint, reads, **form, dtype=config.parameter_dtype, place=place, progress=progress
     )
     return with_parameters(slots, parameters, checkpoint.config)
+
+
+def _check_counts(checkpoint: Checkpoint) -> None:
+    """Refuses more blocks or experts than there can be, before lists of that length are made."""
+    rows = (tensor.shape[0] for tensor in checkpoint.tensors.values() if tensor.shape)
+    most = max(len(checkpoint.tensors), *rows, 0)
+    for field in _COUNTS:
+        count = checkpoint.config.get(field)
+        if isinstance(count, int) and count > most:
+            raise CheckpointError(
+                f"{checkpoint.name}: {field!r} is {count}, but there are only"
+                f" {len(checkpoint.tensors)} tensors."
+            )
 
 
 def read_config(

@@ -82,9 +82,9 @@ def text_part(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
       UnsupportedConfigError: The outer configuration has a field that is not understood.
     """
-    if checkpoint.config.get("model_type") not in _COMPOSITES:
-        return checkpoint
-    return _TextPart(checkpoint, _COMPOSITES[checkpoint.config["model_type"]])
+    name = checkpoint.config.get("model_type")
+    kind = _COMPOSITES.get(name) if isinstance(name, str) else None
+    return checkpoint if kind is None else _TextPart(checkpoint, kind)
 
 
 class _TextPart(Checkpoint):

@@ -132,7 +132,7 @@ def layer_pattern(reader: ConfigReader, window: int | None, default: list[bool])
     stated = reader.get("layer_types", list, None)
     names = {"full_attention": False, "sliding_attention": True}
     if stated is not None:
-        unknown = [name for name in stated if name not in names]
+        unknown = [name for name in stated if not isinstance(name, str) or name not in names]
         if unknown or len(stated) != len(default):
             raise UnsupportedConfigError(
                 f"{reader.source}: 'layer_types' should name {len(default)} layers, each one of"

@@ -17,6 +17,7 @@ from typing import Any
 
 from pz_models._rope_config import RotarySettings, read_rotary, rotary_from_mapping
 from pz_models.config_reader import ConfigReader
+from pz_models.errors import UnsupportedConfigError
 from pz_models.families import Family
 from pz_models.loading import read_config, with_parameters
 from pz_models.transformer.model_parts import TransformerLM
@@ -69,7 +70,7 @@ def _read_later(reader: ConfigReader, slides: list[bool], window: int) -> dict[s
         "mlp_variant": _gate(reader),
         "use_post_attn_norm": True,
         "use_post_ffw_norm": True,
-        "query_scaling_factor": reader.get("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        "query_scaling_factor": reader.positive_float("query_pre_attn_scalar", 256.0) ** -0.5,
         "attention_type": layer_pattern(reader, reader.get("sliding_window", int, window), slides),
     }
 
@@ -111,6 +112,11 @@ def _rotary_of_gemma_3(reader: ConfigReader) -> tuple[RotarySettings, float]:
     nested = reader.get("rope_parameters", dict, {})
     if "full_attention" not in nested:
         return read_rotary(reader, 1_000_000.0), local
+    if not all(isinstance(entry, dict) for entry in nested.values()):
+        raise UnsupportedConfigError(
+            f"{reader.source}: 'rope_parameters' should hold an object for each kind of layer, it"
+            f" is {nested}."
+        )
     reader.get("rope_theta", float)
     reader.get("rope_scaling", dict)
     own = rotary_from_mapping(
