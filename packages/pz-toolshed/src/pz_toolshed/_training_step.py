@@ -244,18 +244,28 @@ def pure_step(
     (loss, (loss_state, aux, new_states, new_kwarg_states)), grads = function(
         values, frozen, constants, states, internal, root_rng, kwargs, kwarg_states
     )
-    updates, opt_state = optimizer_def.update(grads, old_opt_state, values)
-    new_values = optax.apply_updates(values, updates)
-    new = (
-        trainable.like([value.value for value in new_values]),
-        new_states,
-        (internal[0] + 1, internal[1].like(opt_state), loss_state),
-    )
+
+    def updated() -> tuple[Packed, Packed]:
+        updates, opt_state = optimizer_def.update(grads, old_opt_state, values)
+        new_values = optax.apply_updates(values, updates)
+        new = trainable.like([value.value for value in new_values])
+        return new, internal[1].like(opt_state)
+
+    rest = (new_states, internal[0] + 1, loss_state)
     if keep_if_not_finite:
-        finite = jnp.isfinite(loss)
-        old = (trainable, states, internal)
-        new = jax.tree_util.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
-    return StepResult(loss, aux, new[0], new[1], new_kwarg_states, new[2])
+        is_finite = jnp.isfinite(loss)
+        # A branch: to choose element by element, XLA would first copy every donated buffer.
+        new_trainable, opt_state = jax.lax.cond(
+            is_finite, updated, lambda: (trainable, internal[1])
+        )
+        old = (states, internal[0], internal[2])
+        rest = jax.tree_util.tree_map(lambda n, o: jnp.where(is_finite, n, o), rest, old)
+    else:
+        new_trainable, opt_state = updated()
+    new_states, step, loss_state = rest
+    return StepResult(
+        loss, aux, new_trainable, new_states, new_kwarg_states, (step, opt_state, loss_state)
+    )
 
 
 def _check_optimizer_state(optimizer: Any, values: tuple[Any, ...], opt_state: Any) -> None:

@@ -51,6 +51,13 @@ __all__ = [
 ]
 
 
+def _zeros_in_scanned_order(key: jax.Array, **axis_groups: Any) -> NamedArrayBase:
+    # A layer stack scans over its axis, a parallel one; not in front, it would be moved at each call.
+    zeros: NamedArrayBase = zero_initializer(key, **axis_groups)
+    groups = ("parallel_axes", "input_axes", "output_axes")
+    return zeros.order_as(*(name for group in groups for name in axis_groups[group]))
+
+
 @pytree_dataclass
 class LowRankAdapter(Sequential):
     """A linear layer and its low-rank correction, added.
@@ -119,7 +126,7 @@ class LowRankAdapter(Sequential):
             init_base_rng,
             input_axes={lowrank_axis: rank},
             output_axes=linear.output_axes,
-            initializer=zero_initializer,
+            initializer=_zeros_in_scanned_order,
         )
         update: list[Layer] = [matrix_a, matrix_b]
         if dropout is not None:
