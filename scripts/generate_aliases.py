@@ -58,6 +58,10 @@ PZ_LAZY_NAMES = {
     "pz_viz.pages": ["report", "to_html"],
     "pz_viz.diffs": ["show_diff"],
     "pz_viz.summaries": ["summary"],
+    "pz_viz.attention": ["attention_view"],
+    "pz_viz.effects": ["effect_view"],
+    "pz_viz.logit_lens": ["logit_lens_view"],
+    "pz_viz.token_probabilities": ["comparison_view", "token_probabilities_view"],
 }
 EAGER = {"penzai.models.transformer", "penzai.models.transformer.variants"}
 

@@ -65,13 +65,18 @@ if TYPE_CHECKING:
     from pz_named import named_axes as _named_axes
     from pz_named import shapecheck as _shapecheck
     from pz_named.syntactic_sugar import slice as slice
+    from pz_viz.attention import attention_view as attention_view
     from pz_viz.compatibility import disable_interactive_context as disable_interactive_context
     from pz_viz.compatibility import enable_interactive_context as enable_interactive_context
     from pz_viz.compatibility import show as show
     from pz_viz.diffs import show_diff as show_diff
+    from pz_viz.effects import effect_view as effect_view
+    from pz_viz.logit_lens import logit_lens_view as logit_lens_view
     from pz_viz.pages import report as report
     from pz_viz.pages import to_html as to_html
     from pz_viz.summaries import summary as summary
+    from pz_viz.token_probabilities import comparison_view as comparison_view
+    from pz_viz.token_probabilities import token_probabilities_view as token_probabilities_view
 
     chk = _shapecheck
     nx = _named_axes
@@ -80,11 +85,15 @@ else:
         __name__,
         {
             "ContextualValue": "treescope.context:ContextualValue",
+            "attention_view": "pz_viz.attention:attention_view",
             "chk": "pz_named.shapecheck",
+            "comparison_view": "pz_viz.token_probabilities:comparison_view",
             "dataclass_from_attributes": "treescope.dataclass_util:dataclass_from_attributes",
             "disable_interactive_context": "pz_viz.compatibility:disable_interactive_context",
+            "effect_view": "pz_viz.effects:effect_view",
             "enable_interactive_context": "pz_viz.compatibility:enable_interactive_context",
             "init_takes_fields": "treescope.dataclass_util:init_takes_fields",
+            "logit_lens_view": "pz_viz.logit_lens:logit_lens_view",
             "nn": "penzai.pz.nn",
             "nx": "pz_named.named_axes",
             "report": "pz_viz.pages:report",
@@ -93,6 +102,7 @@ else:
             "slice": "pz_named.syntactic_sugar:slice",
             "summary": "pz_viz.summaries:summary",
             "to_html": "pz_viz.pages:to_html",
+            "token_probabilities_view": "pz_viz.token_probabilities:token_probabilities_view",
             "ts": "penzai.pz.ts",
         },
     )
@@ -126,13 +136,16 @@ __all__ = [
     "UnboundVariableError",
     "VariableConflictError",
     "VariableLabel",
+    "attention_view",
     "bind_variables",
     "chk",
     "color_from_string",
     "combine",
+    "comparison_view",
     "dataclass_from_attributes",
     "diff",
     "disable_interactive_context",
+    "effect_view",
     "enable_interactive_context",
     "freeze_params",
     "freeze_state_vars",
@@ -140,6 +153,7 @@ __all__ = [
     "init_takes_fields",
     "is_pytree_dataclass_type",
     "is_pytree_node_field",
+    "logit_lens_view",
     "nn",
     "nx",
     "oklch_color",
@@ -154,6 +168,7 @@ __all__ = [
     "slice",
     "summary",
     "to_html",
+    "token_probabilities_view",
     "ts",
     "unbind_parameters",
     "unbind_params",
