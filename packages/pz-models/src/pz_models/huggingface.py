@@ -36,7 +36,7 @@ class LiveModel(Checkpoint):
     """A torch model's configuration and state dict as a checkpoint.
 
     Raises:
-      TypeError: The argument is no HuggingFace model.
+      TypeError: The argument is no HuggingFace model, or one with adapters.
       CheckpointError: Its weights have a dtype that is not floating.
     """
 
@@ -45,6 +45,11 @@ class LiveModel(Checkpoint):
             raise TypeError(
                 "from_huggingface: expected a transformers model with `config` and `state_dict`;"
                 f" received {type(model).__name__}. To load a folder use pz_models.load(path)."
+            )
+        if hasattr(model, "merge_and_unload"):
+            raise TypeError(
+                f"from_huggingface: {type(model).__name__} has adapters beside its weights. Merge"
+                " them first: from_huggingface(model.merge_and_unload())."
             )
         self.name = type(model).__name__
         self.config = model.config.to_dict()
@@ -84,7 +89,7 @@ def from_huggingface(
       use_layer_stack: Whether the blocks become one `LayerStack`.
 
     Raises:
-      TypeError: The argument is no HuggingFace model.
+      TypeError: The argument is no HuggingFace model, or one with adapters that are not merged.
       CheckpointError: The tensors are not those of the family.
       UnsupportedConfigError: The configuration is not understood.
     """
