@@ -63,15 +63,18 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Every cell, the cheap ones of each Python first."""
-    together = ("penzai[toolshed,ipython]", "mypy")
+    together = {
+        "together": ("penzai[models,toolshed,flax,equinox,ipython,rich]", "mypy"),
+        # Without flax and equinox, whose releases of today need a newer jax.
+        "together-oldest-jax": ("penzai[models,toolshed,ipython,rich]", "mypy", *OLDEST_JAX),
+    }
     found = []
     for python in PYTHONS:
         found += [Cell(f"{python}-{name}", python, (name,), (name,)) for name in WHEELS]
-        for jax, name in (((), "together"), (OLDEST_JAX, "together-oldest-jax")):
-            requirements = (*together, *jax)
-            found.append(
-                Cell(f"{python}-{name}", python, requirements, tuple(WHEELS), UMBRELLA_TESTS)
-            )
+        found += [
+            Cell(f"{python}-{name}", python, requirements, tuple(WHEELS), UMBRELLA_TESTS)
+            for name, requirements in together.items()
+        ]
     return found
 
 
