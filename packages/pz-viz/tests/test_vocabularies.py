@@ -1,5 +1,7 @@
 """Everything that turns ids into text behaves alike."""
 
+import io
+
 import pytest
 
 from pz_viz._vocabularies import as_vocabulary
@@ -82,16 +84,51 @@ def test_tiktoken_bytes_that_are_no_text_are_written_out():
     assert vocabulary.special(2)
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, Wrapper])
-def test_a_real_byte_level_tokenizer(wrap):
+@pytest.fixture
+def byte_level():
     tokenizers = pytest.importorskip("tokenizers")
     vocab = {"<s>": 0, "Ġthe": 1, "Ċ": 2, "Ã©": 3, "Ã": 4, "a": 5}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
-    inner.add_special_tokens(["<s>"])
-    vocabulary = as_vocabulary(wrap(inner))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
+def as_our_own(tokenizer):
+    return pytest.importorskip("pz_models.tokenizer").Tokenizer(tokenizer)
+
+
+def as_huggingface(tokenizer):
+    transformers = pytest.importorskip("transformers")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, Wrapper, as_our_own, pytest.param(as_huggingface, marks=pytest.mark.torch)],
+)
+def test_a_real_byte_level_tokenizer(wrap, byte_level):
+    vocabulary = as_vocabulary(wrap(byte_level))
     assert [vocabulary.text(i) for i in range(6)] == ["<s>", " the", "\n", "é", "Ã", "a"]
     assert vocabulary.special(0)
     assert not vocabulary.special(1)
+
+
+def test_a_real_sentencepiece_processor():
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat", "the mat", "a cat"] * 10),
+        model_writer=model,
+        vocab_size=20,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocabulary = as_vocabulary(processor)
+    ids = processor.encode("the cat")
+    assert "".join(vocabulary.text(i) for i in ids) == " the cat"
+    assert vocabulary.special(processor.bos_id())
+    assert vocabulary.size == processor.get_piece_size()
 
 
 def test_byte_pieces_are_written_as_what_they_stand_for():
