@@ -1,25 +1,38 @@
 """Masks, biases, sinks, cross-attention and the standard builder, against NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from nn_helpers import assert_close, axis_order, named, raises, raw
 
-from pz_core.variables import Parameter, ParameterSlot, StateVariable, unbind_params, variable_jit
+from pz_core.selectors import select
+from pz_core.variables import (
+    Parameter,
+    ParameterSlot,
+    StateVariable,
+    freeze_params,
+    unbind_params,
+    variable_jit,
+)
 from pz_named import named_axes as nx
-from pz_nn.attention import Attention
+from pz_nn.attention import Attention, KVCachingAttention
 from pz_nn.attention_bias import ApplyALiBi, SoftmaxWithSink, alibi_slopes
 from pz_nn.attention_masks import (
     ApplyBidirectionalAttentionMask,
+    ApplyCausalSlidingWindowAttentionMask,
     ApplyPackedDocumentAttentionMask,
     ApplyPrefixAttentionMask,
     ApplySlidingWindowWithSinksAttentionMask,
 )
 from pz_nn.basic_ops import Softmax, TanhSoftCap
 from pz_nn.embeddings import ApplyRoPE
+from pz_nn.fused_attention import use_fused_attention
 from pz_nn.grouping import Identity, Sequential
 from pz_nn.linear_and_affine import Affine
+from pz_nn.ring_cache import RingKVCachingAttention
 from pz_nn.standardization import RMSLayerNorm
 
 LOGITS = {"heads": 2, "seq": 5, "kv_seq": 5}
@@ -217,3 +230,30 @@ def test_from_config_errors():
     with raises(ValueError, "embedding_dim=10", "num_heads=4", "projection_dim"):
         Attention.from_config("a", None, 10, 4)
     Attention.from_config("a", None, 10, 4, projection_dim=3)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_zero_length_sequences_one_token_and_one_head(length, heads, key):
+    """Every form of attention: plain, fused, cached, in a ring."""
+    window = ApplyCausalSlidingWindowAttentionMask(-1e30, 2)
+    plain = freeze_params(Attention.from_config("a", key, 4, heads, mask=window))
+    axes = {"batch": 2, "heads": heads, "projection": 4 // heads}
+    ring = RingKVCachingAttention.from_uncached(plain, "seq", 3, axes, "end")
+    cached = KVCachingAttention.from_uncached(plain, "seq", 3, axes, "end")
+    cached = dataclasses.replace(cached, query_key_to_attn=ring.query_key_to_attn)
+    x = named(0, {"batch": 2, "seq": length, "embedding": 4})
+    side = {
+        "token_positions": nx.arange("seq", length),
+        "kv_token_positions": nx.wrap(jnp.array([0, -1, -1]), "seq"),
+        "end": 0,
+    }
+    results = [
+        variable_jit(lambda la, x, side: la(x, **side))(layer, x, side)
+        for layer in (plain, use_fused_attention(select(plain)), cached, ring)
+    ]
+    for y in results:
+        assert y.named_shape == x.named_shape
+        assert_close(raw(y, *x.named_shape), raw(results[0], *x.named_shape))
+    if length == 0:  # nothing was written
+        assert all((raw(c) == 0).all() for la in (cached, ring) for c in la.kv_cache.value)

@@ -81,6 +81,13 @@ def test_one_entry_does_not_divide_by_zero(key):
     assert np.isfinite(raw(layer.sublayers[0].running_variance.value)).all()
 
 
+def test_an_empty_batch_changes_no_running_statistics(key):
+    layer = BatchNorm.from_config("b", key, {"c": 3})
+    assert layer(nx.zeros({"n": 0, "c": 3})).named_shape == {"n": 0, "c": 3}
+    assert (raw(layer.sublayers[0].running_mean.value) == 0).all()
+    assert (raw(layer.sublayers[0].running_variance.value) == 1).all()
+
+
 def test_errors(key):
     layer = BatchNorm.from_config("b", key, {"channels": 3}).sublayers[0]
     with raises(ValueError, "TrainingBatchNorm", "'channels'", "Did you mean 'channel'?"):

@@ -9,7 +9,7 @@ import pytest
 from nn_helpers import assert_close, axis_order, check_gradients, draw, named, raw
 
 import pz_nn
-from pz_core.variables import freeze_variables
+from pz_core.variables import ParameterValue, freeze_variables
 from pz_named import named_axes as nx
 
 KEY = jax.random.key(0)
@@ -181,6 +181,8 @@ def test_compiled_equals_eager_and_order_of_axes_does_not_matter(name):
 def test_low_precision(name, dtype):
     _, sides = LAYERS[name]
     layer = build(name, dtype)
+    parameters = jax.tree.leaves(layer, is_leaf=lambda x: isinstance(x, ParameterValue))
+    assert all(p.value.dtype == dtype for p in parameters if isinstance(p, ParameterValue))
     y = jax.jit(lambda v: layer(v, **sides))(INPUT.astype(dtype))
     assert y.dtype == dtype
     exact = raw(result(name), *y.named_shape)
@@ -210,12 +212,27 @@ def test_the_check_of_gradients_can_fail(float64):
 
 
 @every_layer
-def test_no_batch_axis_an_empty_one_and_unknown_side_inputs_of_any_name(name):
+def test_batch_axes_of_any_name_and_number_and_unknown_side_inputs_of_any_name(name):
     _, sides = LAYERS[name]
     unknown = dict.fromkeys(("self", "value", "argument", "inputs", "x", "layer", "names"), 1)
     layer = build(name, jnp.float32)
     expected = {n: s for n, s in result(name).named_shape.items() if n != "n"}
-    for batch in ({}, {"n": 0}):
+    for batch in ({}, {"n": 0}, {("odd", 1): 2, "value": 1, "out": 3}):
         x = nx.zeros({**batch, "s": 4, "f": 6})
         y = jax.eval_shape(lambda v: layer(v, **sides, **unknown), x)
         assert y.named_shape == {**batch, **expected}
+
+
+@every_layer
+@pytest.mark.parametrize("length", [0, 1])
+def test_zero_length_sequences_and_one_token(name, length):
+    _, sides = LAYERS[name]
+    if name == "Affine":
+        pytest.skip("its weights have the sequence as an axis")
+    sides = {key: nx.arange("s", length) if key == "p" else value for key, value in sides.items()}
+    layer = build(name, jnp.float32)
+    y = jax.eval_shape(lambda v: layer(v, **sides), nx.zeros({"n": 2, "s": length, "f": 6}))
+    assert y.named_shape["n"] == 2
+    full = result(name).named_shape.get("s")
+    if full == INPUT.named_shape["s"]:
+        assert y.named_shape["s"] == length

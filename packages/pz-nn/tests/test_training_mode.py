@@ -3,6 +3,7 @@ import pytest
 from nn_helpers import named
 
 from pz_core.random_stream import RandomStream
+from pz_core.selectors import select
 from pz_nn.batch_norm import BatchNorm, InferenceBatchNorm
 from pz_nn.combinators import Residual
 from pz_nn.dropout import DisabledDropout, StochasticDropout
@@ -26,6 +27,14 @@ def test_set_training_flips_every_dropout_and_batch_norm():
     assert set_training(inference, False) == inference
     assert set_training(inference, True) == model
     assert set_training({"no": "such layer"}, True) == {"no": "such layer"}
+
+
+def test_a_selection_flips_a_part():
+    model = {"encoder": Sequential([StochasticDropout(0.1)]), "head": StochasticDropout(0.2)}
+    half = set_training(select(model).at_instances_of(Sequential), False)
+    assert half["encoder"].sublayers == [DisabledDropout(0.1, ())]
+    assert half["head"] is model["head"]
+    assert set_training(select(half).at_instances_of(Sequential), True) == model
 
 
 def test_the_model_runs_in_both_modes():

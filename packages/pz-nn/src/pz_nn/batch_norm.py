@@ -76,8 +76,9 @@ class TrainingBatchNorm(Layer):
         count = math.prod(data.shape[axis] for axis in averaged)
         kept = tuple(name for name in names if name in self.feature_axes)
         unbiased = variance * (count / max(count - 1, 1))
-        self._update(self.running_mean, with_names(kept, jnp.squeeze(mean, averaged)))
-        self._update(self.running_variance, with_names(kept, jnp.squeeze(unbiased, averaged)))
+        if count:  # an empty batch has no statistics: the running ones would become NaN
+            self._update(self.running_mean, with_names(kept, jnp.squeeze(mean, averaged)))
+            self._update(self.running_variance, with_names(kept, jnp.squeeze(unbiased, averaged)))
         result = (data - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return with_names(names, cast(result, result_dtype))
 

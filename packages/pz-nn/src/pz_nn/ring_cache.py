@@ -110,6 +110,9 @@ class RingKVCachingAttention(CachingLayer):
         """Writes several tokens; returns old ring and new tokens side by side, and which those are."""
         axis, tokens = self.sequence_axis, new[0].named_shape[self.sequence_axis]
         old = tuple(self.kv_cache.value)
+        before = _tokens_in_ring(start - 1, axis, capacity)
+        if tokens == 0:
+            return *old, before
         after = _tokens_in_ring(last, axis, capacity)
         place = nx.nmap(jnp.clip)(after - start, 0, tokens - 1)
 
@@ -119,7 +122,6 @@ class RingKVCachingAttention(CachingLayer):
 
         self.kv_cache.value = tuple(map(updated, old, new))
         keys, values = (nx.concatenate(pair, axis) for pair in zip(old, new, strict=True))
-        before = _tokens_in_ring(start - 1, axis, capacity)
         held = nx.concatenate([before, start + nx.arange(axis, tokens)], axis)
         return keys, values, held
 
