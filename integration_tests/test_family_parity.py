@@ -215,7 +215,9 @@ def _spelled(name, changes):
 def _theirs(name, changes):
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**_spelled(name, SIZES | changes))
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    # The plain implementation: fused ones leave some of GPT-2's scales out in transformers 4.
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are constant when fresh
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -288,7 +290,11 @@ class _Gradients(LiveModel):
 
     def __init__(self, model):
         super().__init__(model)
-        self._state = {name: tensor.grad for name, tensor in model.named_parameters()}
+        self._state = {
+            # An expert that no token chose has none.
+            name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for name, tensor in model.named_parameters()
+        }
         self.tensors = {name: self.tensors[name] for name in self._state}
 
 

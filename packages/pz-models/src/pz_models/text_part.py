@@ -54,7 +54,7 @@ _COMPOSITES = {
         ),
     ),
     "mistral3": _Composite(
-        text={"model_type": "mistral", "head_dim": 128, "sliding_window": None},
+        text={"model_type": "mistral"},
         understood=(
             *_IMAGES,
             "projector_hidden_act",
@@ -101,7 +101,7 @@ class _TextPart(Checkpoint):
         self._names = {name: key for key in whole.tensors if (name := _text_name(key)) is not None}
         self.name, self.dtype = whole.name, whole.dtype
         self.tensors = {name: whole.tensors[key] for name, key in self._names.items()}
-        self.config = {**kind.text, **{k: v for k, v in stated.items() if v is not None}}
+        self.config = {**kind.text, **stated}
         # Versions of transformers look at the outer field or the inner one, and leave either out.
         own_head = "lm_head.weight" in self.tensors
         tied = tied and stated.get("tie_word_embeddings", tied)
