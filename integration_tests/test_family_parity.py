@@ -173,6 +173,7 @@ CASES = {
         {"sliding_window": 5, "layer_types": LOCAL_GLOBAL, "head_dim": 6},
     ),
     "ministral-3": ("Ministral3", MINISTRAL_3),
+    "smollm-3-yarn": ("SmolLM3", {"rope_parameters": YARN, "num_hidden_layers": 4}),
     "smollm-3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
 }
 # Families that older versions of transformers lack.

@@ -89,10 +89,13 @@ def test_a_missing_tensor_is_named_in_the_layout_that_the_file_has(key):
         model_from_checkpoint(checkpoint)
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+        "original_max_position_embeddings": 4}  # fmt: skip
 STACKED = {
     "mixtral": {},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "smollm3": {"rope_parameters": YARN},  # which multiplies cosines and sines, in some blocks
 }
 
 
@@ -102,6 +105,14 @@ def test_stacked_equals_unstacked(case):
     models = [model_from_checkpoint(checkpoint, use_layer_stack=on) for on in (False, True)]
     one, other = (tiny.logits(model, TOKENS) for model in models)
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_scaling_that_depends_on_the_length_is_not_stacked_with_blocks_that_have_none():
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    checkpoint = RandomCheckpoint(config_of("smollm3") | {"rope_parameters": dynamic})
+    with pytest.raises(ValueError, match=r"DynamicScaling.* cannot differ between the blocks"):
+        model_from_checkpoint(checkpoint, use_layer_stack=True)
+    model_from_checkpoint(checkpoint)
 
 
 def test_blocks_without_experts_stand_beside_blocks_with():

@@ -20,7 +20,7 @@ from pz_named import named_axes as nx
 from pz_nn.attention import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
 from pz_nn.embeddings import ApplyRoPE, ApplyRoPEToSubset
 from pz_nn.layer_stack import LayerStack
-from pz_nn.rope_scaling import DefaultScaling
+from pz_nn.rope_scaling import DefaultScaling, RoPEScaling
 
 if TYPE_CHECKING:
     from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
@@ -41,8 +41,8 @@ def with_pattern(
       config: The model's configuration.
 
     Raises:
-      ValueError: Rotary positions differ in what cannot be an array: a scaling that multiplies
-        cosines and sines, or depends on the length, in some blocks only.
+      ValueError: Rotary positions differ in what cannot be an array: a scaling that depends on
+        the length, in some blocks only.
     """
     masks = ApplyCausalAttentionMask | ApplyCausalSlidingWindowAttentionMask
     if len(set(windows)) > 1:
@@ -59,10 +59,17 @@ def with_pattern(
     if all(layer == layers[0] for layer in layers[1:]):
         return stack if layers[0] else select(stack).at_instances_of(ApplyRoPE).remove_from_parent()
     frequencies = np.stack([_frequencies(layer, config) for layer in layers])
-    named = nx.wrap(jnp.asarray(frequencies), "blocks", "projection")
+    changes: dict[str, Any] = {
+        "frequencies": nx.wrap(jnp.asarray(frequencies), "blocks", "projection"),
+        "scaling": None,
+        "scale_factor": 1.0,
+    }
+    factors = [_scaling(layer).attention_scale() for layer in layers]
+    if set(factors) != {1.0}:
+        changes["attention_scale"] = nx.wrap(jnp.asarray(factors, jnp.float32), "blocks")
 
     def spread(layer: Any) -> Any:
-        return dataclasses.replace(layer, scaling=None, scale_factor=1.0, frequencies=named)
+        return dataclasses.replace(layer, **changes)
 
     spread_stack: LayerStack = (
         select(stack).at_instances_of(ApplyRoPE | ApplyRoPEToSubset).apply(spread)
@@ -70,13 +77,19 @@ def with_pattern(
     return spread_stack
 
 
+def _scaling(layers: Sequence[Any]) -> RoPEScaling:
+    """The rule for one block's rotary frequencies; the plain one where it has none."""
+    scaling: RoPEScaling | None = layers[0].scaling if layers else None
+    return DefaultScaling() if scaling is None else scaling
+
+
 def _frequencies(layers: Sequence[Any], config: LlamalikeTransformerConfig) -> np.ndarray:
     """Rotary frequencies of one block."""
     size = config.rope_subset_size or config.projection_dim
     if not layers:
         return np.zeros(size // 2, np.float32)
-    scaling = layers[0].scaling or DefaultScaling()
-    if scaling.needs_length or scaling.attention_scale() != 1.0:
+    scaling = _scaling(layers)
+    if scaling.needs_length:
         raise ValueError(
             f"build_llamalike_transformer: {scaling} cannot differ between the blocks of a layer"
             " stack. Set use_layer_stack=False."
