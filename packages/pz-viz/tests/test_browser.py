@@ -285,6 +285,27 @@ def test_a_static_page_folds_without_any_script(open_page):
     assert cell.locator(".pz-tip").is_visible()
 
 
+STRICT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_a_static_page_works_under_a_strict_content_policy(browser):
+    context, said = browser.new_context(), []
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    served = {"body": sample_report(static=True), "content_type": "text/html; charset=utf-8"}
+    headers = {"Content-Security-Policy": STRICT}
+    page.route("**", lambda route: route.fulfill(**served, headers=headers))
+    page.goto("https://pages.test/report")
+    toggle = page.locator(".foldable_node_toggle").first
+    page.locator(".foldable_node > label").first.click()
+    assert not toggle.is_checked()
+    page.locator(".pz-lens .pz-more").first.hover()
+    assert page.locator(".pz-lens .pz-more").first.locator(".pz-tip").is_visible()
+    assert page.locator(".pz-stills img").first.evaluate("image => image.naturalWidth") > 0
+    context.close()
+    assert said == []
+
+
 def test_a_view_in_a_notebooks_frame(open_page):
     view = pz_viz.effect_view(np.eye(3), title="Framed")
     page = open_page(f"<!DOCTYPE html><html><body>{view._repr_html_()}</body></html>")
