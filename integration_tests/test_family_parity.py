@@ -75,7 +75,19 @@ CASES = {
     "llama-gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral-window": ("Mistral", {"sliding_window": 5, "head_dim": 6}),
     "mistral-global": ("Mistral", {"sliding_window": None}),
+    "mistral-mqa-tied": (
+        "Mistral",
+        {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
+    ),
     "qwen2": ("Qwen2", {}),
+    "qwen2-mqa-yarn-tied": (
+        "Qwen2",
+        {
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4, "truncate": False},
+        },
+    ),
     "qwen2-window": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
@@ -84,6 +96,15 @@ CASES = {
     "qwen3-bias-tied": (
         "Qwen3",
         {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "qwen3-mha-linear": (
+        "Qwen3",
+        {
+            "head_dim": 8,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 0.1,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0},
+        },
     ),
     "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
     "gemma-2": ("Gemma2", {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 20}),
@@ -103,8 +124,40 @@ CASES = {
             },
         },
     ),
+    "gemma-mha-bias-epsilon": (
+        "Gemma",
+        {"head_dim": 6, "num_key_value_heads": 4, "attention_bias": True, "rms_norm_eps": 0.1},
+    ),
+    "gemma-2-mqa-bias-untied": (
+        "Gemma2",
+        {
+            "head_dim": 6,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "sliding_window": 5,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma-3-mqa-cap-epsilon": (  # with the default pattern of windows
+        "Gemma3Text",
+        {
+            "head_dim": 12,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 7,
+            "sliding_window": 5,
+            "final_logit_softcapping": 3.0,
+            "rms_norm_eps": 0.1,
+            "query_pre_attn_scalar": 7,
+        },
+    ),
     "olmo-2": ("Olmo2", {"num_key_value_heads": 4}),
     "olmo-2-grouped-bias": ("Olmo2", {"attention_bias": True}),
+    "olmo-2-mqa-tied-epsilon": (
+        "Olmo2",
+        {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 0.1},
+    ),
     "phi-3": ("Phi3", {"sliding_window": 5}),
     "phi-3-partial-longrope": (
         "Phi3",
@@ -121,6 +174,7 @@ CASES = {
             },
         },
     ),
+    "phi-3-mqa-tied": ("Phi3", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "gpt-neox": ("GPTNeoX", {"num_key_value_heads": None}),
     "gpt-neox-sequential": (
         "GPTNeoX",
@@ -173,6 +227,30 @@ CASES = {
         {"sliding_window": 5, "layer_types": LOCAL_GLOBAL, "head_dim": 6},
     ),
     "ministral-3": ("Ministral3", MINISTRAL_3),
+    "gpt-neox-linear-tanh": (
+        "GPTNeoX",
+        {
+            "num_key_value_heads": None,
+            "hidden_act": "gelu_new",
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 100.0,
+                "factor": 3.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "smollm-3-biases-window": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
     "smollm-3-yarn": ("SmolLM3", {"rope_parameters": YARN, "num_hidden_layers": 4}),
     "smollm-3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layer_interval": 2}),
 }
