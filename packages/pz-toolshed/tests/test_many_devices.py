@@ -15,10 +15,11 @@ HELPERS = pathlib.Path(__file__).parent / "_helpers"
 
 
 def start(script, *args, devices):
+    forced = f"--xla_force_host_platform_device_count={devices}"
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {forced}",
     }
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", HELPERS / script, *map(str, args)],
