@@ -7,11 +7,11 @@
     ./hatchw run release:check --quick                  builds and contents, no cells
     ./hatchw run release:check --output dist            leaves what was checked in that folder
 
-Builds all sdists and wheels twice and compares the bytes; runs `twine check --strict`; looks
-into each archive. Then the cells: each installs one wheel alone, or all of them together, into a
-clean environment of one Python, with the newest or the oldest supported jax, and runs the tests
-from a temporary folder against what is installed. Every cell runs, whichever fails; the last lines
-name the ones that did.
+Builds all sdists and wheels twice, and wheels from the unpacked sdists, and compares the bytes; runs
+`twine check --strict`; looks into each archive. Then the cells: each installs one wheel alone, or
+all of them together, into a clean environment of one Python, with the newest or the oldest
+supported jax, and runs the tests from a temporary folder against what is installed. Every cell
+runs, whichever fails; the last line names the ones that did.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import zipfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WHEELS = sorted(path.name for path in (ROOT / "packages").iterdir() if path.is_dir())
 PYTHONS = ("3.11", "3.12", "3.13")
+EPOCH = "1577836800"  # archives carry this time, not the clock's
 OLDEST_JAX = ("jax==0.8.0", "jaxlib==0.8.0")
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6")
 # What tests the umbrella by itself, without the repository around it.
@@ -91,9 +92,8 @@ def run(*command: str | os.PathLike[str], cwd: pathlib.Path = ROOT, **environmen
 def build(target: pathlib.Path) -> dict[str, str]:
     """Builds every distribution into `target`; returns {file name: sha256}."""
     for folder in [ROOT, *(ROOT / "packages" / name for name in WHEELS)]:
-        # SOURCE_DATE_EPOCH: archives carry this time, not the clock's.
         command = (sys.executable, "-m", "hatchling", "build", "-d", target)
-        run(*command, cwd=folder, SOURCE_DATE_EPOCH="1577836800")
+        run(*command, cwd=folder, SOURCE_DATE_EPOCH=EPOCH)
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(target.iterdir())}
 
 
@@ -142,10 +142,27 @@ def dead_links(description: str) -> list[str]:
     return [target for target in targets if not target.startswith(("https://", "#"))]
 
 
+def rebuilt_from_sources(dist: pathlib.Path, work: pathlib.Path) -> list[str]:
+    """Wheels in `dist` that the source distribution beside them does not build, in words."""
+    wrong = []
+    for archive in sorted(dist.glob("*.tar.gz")):
+        folder = work / archive.name.removesuffix(".tar.gz")
+        with tarfile.open(archive) as opened:
+            opened.extractall(work, filter="data")
+        command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", work)
+        run(*command, cwd=folder, SOURCE_DATE_EPOCH=EPOCH)
+        [wheel] = work.glob(f"{folder.name}-*.whl")
+        if wheel.read_bytes() != (dist / wheel.name).read_bytes():
+            wrong.append(f"{archive.name}: builds another wheel than the repository does")
+    return wrong
+
+
 def check_distributions(work: pathlib.Path) -> list[str]:
     """Builds into `work / "first"`; returns what is wrong with the distributions, in words."""
     first, second = build(work / "first"), build(work / "second")
     wrong = [f"{n}: not the same bytes twice" for n in first if first[n] != second.get(n)]
+    (work / "rebuilt").mkdir()
+    wrong += rebuilt_from_sources(work / "first", work / "rebuilt")
     built = sorted((work / "first").iterdir())
     run(sys.executable, "-m", "twine", "check", "--strict", *built)
     return wrong + [line for path in built for line in wrong_contents(path)]
