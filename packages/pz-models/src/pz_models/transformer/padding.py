@@ -4,7 +4,7 @@ One idea: padding never takes a position. A real token's position counts the rea
 it, padding has position -1, and masks and position embeddings look at positions only; so a row
 gives the same results padded on either side, or not at all.
 
-    tokens, positions = pad_rows([[5, 6, 7], [8]], pad_id=0, side="left")
+    tokens, positions = pad_rows([[5, 6, 7], [8]], side="left")
     logits = model(tokens, token_positions=positions)     # {batch, seq, vocabulary}
 """
 
@@ -42,7 +42,7 @@ def positions_of(is_real: nx.NamedArrayBase) -> nx.NamedArrayBase:
 def pad_rows(
     rows: Sequence[Sequence[int]],
     *,
-    pad_id: int = 0,
+    pad_id: int = -1,
     side: Literal["left", "right"] = "right",
     length: int | None = None,
 ) -> tuple[nx.NamedArray, nx.NamedArray]:
@@ -50,7 +50,8 @@ def pad_rows(
 
     Args:
       rows: The rows; at least one, and none longer than `length`.
-      pad_id: What stands at padding. Any valid id will do: positions mark padding, not ids.
+      pad_id: What stands at padding; by default -1, which is no token. It may be a real one as
+        well: positions mark padding, not ids.
       side: Where padding goes.
       length: Length of the padded rows; by default that of the longest.
 
