@@ -14,7 +14,7 @@ from pz_models_families import CASES, RandomCheckpoint, config_of
 
 from pz_core.selectors import select
 from pz_core.variables import Parameter, ParameterValue, freeze_params, unbind_params
-from pz_models import ExportError, load, save_huggingface, saving
+from pz_models import ExportError, UnsupportedConfigError, load, save_huggingface, saving
 from pz_models.families import known_families
 from pz_models.loading import model_from_checkpoint
 from pz_models.transformer.model_parts import TransformerBlock
@@ -230,3 +230,74 @@ def test_a_failure_leaves_what_was_there(step, tmp_path, monkeypatch):
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"expected a TransformerLM.*received Identity"):
         save_huggingface(Identity(), tmp_path / "x")
+
+
+# ----------------------------------------------------------------- Models that were not loaded
+
+
+def _built(model):
+    """The model as if it had been built here: its file's configuration forgotten."""
+    metadata = dataclasses.replace(model.metadata, huggingface_config=None)
+    return dataclasses.replace(model, metadata=metadata)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_configuration_is_made_for_a_model_that_was_built(case, tmp_path):
+    checkpoint, model = _loaded(case)
+    save_huggingface(_built(model), tmp_path, model_type=case.split()[0])
+    again = load(tmp_path)
+    assert again.metadata.config.rope_scaling == model.metadata.config.rope_scaling
+    for key, array in _files(tmp_path).items():
+        np.testing.assert_array_equal(array, checkpoint.arrays[key])
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 3.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 16},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 0.5},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)  # fmt: skip
+def test_rotary_scalings_are_written(scaling, tmp_path):
+    checkpoint = RandomCheckpoint(
+        config_of("llama") | {"rope_scaling": scaling, "rope_theta": 77.0}
+    )
+    model = model_from_checkpoint(checkpoint)
+    save_huggingface(_built(model), tmp_path, model_type="llama")
+    assert load(tmp_path).metadata.config == model.metadata.config
+
+
+def test_which_family_is_meant_has_to_be_said(tmp_path):
+    model = _built(_loaded("qwen3")[1])
+    with pytest.raises(ExportError, match=r"pass model_type=… \(.*qwen3"):
+        save_huggingface(model, tmp_path)
+    with pytest.raises(
+        ExportError, match=r"llama configuration cannot express.*use_qk_norm is True.*qwen3"
+    ):
+        save_huggingface(model, tmp_path, model_type="llama")
+    with pytest.raises(ExportError, match="'gpt2' is built from another kind of configuration"):
+        save_huggingface(model, tmp_path, model_type="gpt2")
+    with pytest.raises(UnsupportedConfigError, match=r"model_type is 'lama'.*Did you mean 'llama'"):
+        save_huggingface(model, tmp_path, model_type="lama")
+    nameless = dataclasses.replace(model.metadata, config=None)
+    with pytest.raises(ExportError, match=r"model.metadata.config is None.*Build it with"):
+        save_huggingface(dataclasses.replace(model, metadata=nameless), tmp_path)
+    changed = dataclasses.replace(model.metadata.config, rope_wavelength=3.0)
+    loaded = _loaded("qwen3")[1]
+    changed = dataclasses.replace(loaded.metadata, config=changed)
+    with pytest.raises(ExportError, match=r"rope_wavelength is 3.0, a file would say 10000.0"):
+        save_huggingface(dataclasses.replace(loaded, metadata=changed), tmp_path)
+
+
+def test_a_loaded_model_is_written_as_another_family_that_computes_the_same(tmp_path):
+    model = _loaded("mistral")[1]
+    windowless = _loaded("llama")[1]
+    save_huggingface(windowless, tmp_path, model_type="mistral")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mistral"
+    np.testing.assert_array_equal(_logits(load(tmp_path)), _logits(windowless))
+    with pytest.raises(ExportError, match=r"llama configuration cannot express.*attention_type"):
+        save_huggingface(model, tmp_path / "x", model_type="llama")

@@ -31,6 +31,8 @@ _EDITABLE = {
     "vocab_size": ("vocab_size",),
     "tie_embedder_and_logits": ("tie_word_embeddings",),
 }
+# Left out, they would be those of the published models, which may lie outside of the vocabulary.
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 _CHOSEN_WHEN_LOADING = ("parameter_dtype", "activation_dtype", "use_layer_stack")
 
 
@@ -131,7 +133,7 @@ def _made_for(builder: Any, model_type: str | None) -> ExportedConfig:
         family_of({"model_type": model_type}, "save_huggingface")  # says which there are
     for name, family, huggingface, differences in _writers_of(builder, only=model_type):
         if not differences:
-            return ExportedConfig(family, huggingface, builder)
+            return ExportedConfig(family, huggingface | _NO_TOKENS, builder)
         raise ExportError(
             f"save_huggingface: a {name} configuration cannot express the model: {differences}."
             f" Families that can: {', '.join(n for n, *_ in _writers_of(builder)) or 'none'}."
@@ -194,4 +196,13 @@ def _means_the_same(name: str, mine: Any, theirs: Any, builder: Any, read: Any) 
         default = builder.projection_dim**-0.5
         mine, theirs = (default if x == "default" else x for x in (mine, theirs))
         return bool(jnp.float32(mine) == jnp.float32(theirs))
+    if name == "attention_type":
+        mine, theirs = (
+            _for_each_block(types, builder.num_decoder_blocks) for types in (mine, theirs)
+        )
     return bool(mine == theirs)
+
+
+def _for_each_block(types: Any, count: int) -> list[Any]:
+    types = list(types) if isinstance(types, tuple | list) else [types]
+    return [types[index % len(types)] for index in range(count)]

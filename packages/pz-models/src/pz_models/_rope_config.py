@@ -17,7 +17,7 @@ from pz_nn.rope_scaling import (
     YarnScaling,
 )
 
-__all__ = ["RotarySettings", "read_rotary", "rotary_from_mapping"]
+__all__ = ["RotarySettings", "read_rotary", "rotary_from_mapping", "written_rotary"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,3 +167,27 @@ _READERS = {
     "yarn": _yarn,
     "longrope": _longrope,
 }
+
+_NAMES: dict[type[RoPEScaling], str] = {
+    LinearScaling: "linear",
+    DynamicScaling: "dynamic",
+    Llama3Scaling: "llama3",
+    YarnScaling: "yarn",
+    LongRoPEScaling: "longrope",
+}
+
+
+def written_rotary(base: float, scaling: RoPEScaling | None) -> dict[str, Any]:
+    """The fields that `read_rotary` reads as these settings, in the spelling of transformers 4.
+
+    A scaling of another kind is named by its class, which no reader knows.
+    """
+    fields: dict[str, Any] = {"rope_theta": base}
+    if scaling is None:
+        return fields
+    kind = _NAMES.get(type(scaling), type(scaling).__name__)
+    stated: dict[str, Any] = vars(scaling).copy()
+    if "max_position_embeddings" in stated:
+        fields["max_position_embeddings"] = stated.pop("max_position_embeddings")
+    settings = {key: value for key, value in stated.items() if value is not None}
+    return fields | {"rope_scaling": {"rope_type": kind, **settings}}

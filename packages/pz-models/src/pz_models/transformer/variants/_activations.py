@@ -11,7 +11,7 @@ import jax
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
 
-__all__ = ["ACTIVATIONS", "read_activation"]
+__all__ = ["ACTIVATIONS", "huggingface_activation", "read_activation"]
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
@@ -55,3 +55,10 @@ def read_activation(
             f" supported are {', '.join(known)}."
         )
     return _HUGGINGFACE[name]
+
+
+def huggingface_activation(name: str) -> str:
+    """HuggingFace's name of one of ours; the name itself if there is none."""
+    if name == "gelu_approx":
+        return "gelu_pytorch_tanh"  # the one of its names that all families take
+    return next((theirs for theirs, ours in _HUGGINGFACE.items() if ours == name), name)

@@ -18,6 +18,7 @@ from pz_models.transformer.variants.llamalike_common import (
 )
 
 __all__ = [
+    "GATES",
     "common_fields",
     "experts_config",
     "gate_variant",
@@ -26,7 +27,7 @@ __all__ = [
     "rotary_fields",
 ]
 
-_GATES = {"silu": "swiglu", "gelu_exact": "geglu_exact", "gelu_approx": "geglu_approx"}
+GATES = {"silu": "swiglu", "gelu_exact": "geglu_exact", "gelu_approx": "geglu_approx"}
 
 
 def gate_variant(reader: ConfigReader, field: str = "hidden_act", default: str = "silu") -> Any:
@@ -35,7 +36,7 @@ def gate_variant(reader: ConfigReader, field: str = "hidden_act", default: str =
     Raises:
       UnsupportedConfigError: No gate with this activation is known.
     """
-    return _GATES[read_activation(reader, field, default, _GATES)]
+    return GATES[read_activation(reader, field, default, GATES)]
 
 
 def common_fields(

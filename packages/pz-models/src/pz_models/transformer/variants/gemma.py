@@ -29,6 +29,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -134,6 +135,7 @@ GEMMA = Family(
     read_config=_read_gemma,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )
 GEMMA_2 = Family(
     model_type="gemma2",
@@ -141,6 +143,7 @@ GEMMA_2 = Family(
     read_config=_read_gemma_2,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )
 GEMMA_3 = Family(
     model_type="gemma3_text",
@@ -148,6 +151,7 @@ GEMMA_3 = Family(
     read_config=_read_gemma_3,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )
 
 

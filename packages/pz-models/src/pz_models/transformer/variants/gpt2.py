@@ -21,6 +21,7 @@ from pz_models.transformer.variants._gpt_neox_parameters import (
     affine_parameters,
     layer_norm_parameters,
 )
+from pz_models.transformer.variants._gpt_neox_saving import gpt2_fields
 from pz_models.transformer.variants.gpt_neox import (
     GPTNeoXTransformerConfig,
     build_gpt_neox_transformer,
@@ -138,4 +139,5 @@ FAMILY = Family(
     parameters=_parameters,
     is_ignored=lambda key: key.endswith((".attn.bias", ".attn.masked_bias")),
     other_layouts=(_parameters_without_prefix,),
+    write_config=gpt2_fields,
 )

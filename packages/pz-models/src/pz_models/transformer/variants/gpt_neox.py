@@ -36,6 +36,7 @@ from pz_models.transformer.variants._gpt_neox_parameters import (
     gpt_neox_parameters,
     gpt_neox_parameters_in_memory,
 )
+from pz_models.transformer.variants._gpt_neox_saving import gpt_neox_fields
 from pz_models.transformer.variants._llamalike_parts import causal_mask
 from pz_named import named_axes as nx
 from pz_nn.attention import Attention
@@ -361,6 +362,7 @@ FAMILY = Family(
     parameters=gpt_neox_parameters,
     is_ignored=lambda key: key.endswith((".attention.bias", ".masked_bias", ".inv_freq")),
     other_layouts=(gpt_neox_parameters_in_memory,),
+    write_config=gpt_neox_fields,
 )
 
 

@@ -21,6 +21,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -47,6 +48,7 @@ FAMILY = Family(
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
     is_ignored=lambda key: key.endswith("rotary_emb.inv_freq"),
 )
 

@@ -18,6 +18,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -71,6 +72,7 @@ MINISTRAL = Family(
     read_config=_read_ministral,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )
 MINISTRAL_3 = Family(
     model_type="ministral3",
@@ -78,4 +80,5 @@ MINISTRAL_3 = Family(
     read_config=_read_ministral_3,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )

@@ -19,6 +19,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -45,6 +46,7 @@ FAMILY = Family(
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields_of_one_window,
 )
 
 

@@ -17,6 +17,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
 from pz_models.transformer.variants.experts import (
     fused_expert_parameters,
     single_expert_parameters,
@@ -57,5 +58,6 @@ FAMILY = Family(
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=_parameters,
+    write_config=llamalike_fields_of_one_window,
     other_layouts=(_fused_parameters,),
 )

@@ -14,6 +14,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -44,4 +45,5 @@ FAMILY = Family(
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
+    write_config=llamalike_fields,
 )

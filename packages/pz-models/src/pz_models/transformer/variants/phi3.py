@@ -16,6 +16,7 @@ from pz_models.transformer.variants._llamalike_loading import (
     llamalike_parameters,
     rotary_fields,
 )
+from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -75,4 +76,5 @@ FAMILY = Family(
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=_parameters,
+    write_config=llamalike_fields_of_one_window,
 )
