@@ -87,7 +87,12 @@ def rotary_from_mapping(settings: Mapping[str, Any], longest: int, source: str) 
             f"{source}: rotary scaling of type {kind!r} has a setting that is no number, or not a"
             f" possible one ({exc}): {dict(settings)}."
         ) from exc
-    known_extra = {"llama_4_scaling_beta", "original_max_position_embeddings"}
+    # The last is the configuration's own field once more (Ministral 3 writes it twice).
+    known_extra = {
+        "llama_4_scaling_beta",
+        "original_max_position_embeddings",
+        "max_position_embeddings",
+    }
     unknown = {key: value for key, value in left.items() if key not in known_extra}
     if unknown:
         raise UnsupportedConfigError(

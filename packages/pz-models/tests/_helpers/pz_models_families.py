@@ -32,7 +32,10 @@ CASES = {
     "llama biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 6},
     "mistral": {"sliding_window": 5, "num_key_value_heads": 1},
     "ministral": {"sliding_window": 5, "head_dim": 6},
-    "ministral3": {"head_dim": 4, "rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1}},
+    "ministral3": {
+        "head_dim": 4,
+        "rope_parameters": _YARN | {"llama_4_scaling_beta": 0.1, "max_position_embeddings": 64},
+    },
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
     "qwen2 tied": {"tie_word_embeddings": True},
