@@ -78,11 +78,24 @@ def gradient() -> list[Row]:
     tokens = _tokens(STACK.vocabulary)
     ours = jax.jit(jax.grad(lambda model: jnp.square(_logits(model, tokens)).mean()))
     theirs = jax.jit(jax.grad(lambda w: jnp.square(peer.forward(w, tokens, shape=STACK)).mean()))
+    peers: dict[str, Callable[[], Any]] = {HAND: lambda: theirs(weights)}
+    upstream = _upstream_parts(STACK, stacked=True)
+    if upstream is not None:
+        slots, params = upstream
+
+        @jax.jit
+        def upstream_gradient(params: Any) -> Any:
+            def loss(params: Any) -> Any:
+                return jnp.square(_upstream_logits(slots.bind_variables(params), tokens)).mean()
+
+            return jax.grad(loss)(params)
+
+        peers["upstream"] = lambda: upstream_gradient(params)
     return compare(
         "gradient of 30 stacked blocks, 128 tokens",
         lambda: ours(model),
-        {HAND: lambda: theirs(weights)},
-        targets={HAND: 1.05},
+        peers,
+        targets={HAND: 1.05, "upstream": 1.0},
         max_s=60.0,
     )
 
@@ -186,6 +199,49 @@ def decoding() -> list[Row]:
     )  # fmt: skip
 
 
+def decode_steps() -> list[Row]:
+    """Decoding token by token, each step a call of a compiled function: upstream's idiom."""
+    shape, capacity, steps = peer.SHAPE_135M, 256, 4
+    model, _ = _models(shape)
+    slots, values = unbind_variables(layered.with_caches(model, shape, 1, capacity), freeze=True)
+    held: dict[str, Any] = {"states": list(values)}
+    first = jnp.zeros(1, int)
+
+    def ours() -> Any:
+        token = first
+        for step in range(steps):
+            tokens, held["states"] = layered.decode(
+                slots, held["states"], token, jnp.int32(5 + step), steps=1
+            )
+            token = tokens[:, 0]
+        return token
+
+    upstream = _upstream_model(shape, stacked=True)
+    if upstream is None:
+        return []
+    from penzai import pz
+    from penzai.models.transformer import sampling_mode
+    from penzai.toolshed import jit_wrapper
+
+    sampler = sampling_mode.KVCachingTransformerLM.from_uncached(
+        upstream, cache_len=capacity, batch_axes={"batch": 1}
+    )
+    sampler = pz.select(sampler).at(lambda s: s.body).apply(jit_wrapper.Jitted)
+
+    def theirs() -> Any:
+        sampler.cache_end_index.value = jnp.int32(5)
+        token = pz.nx.wrap(first[:, None]).tag("batch", "seq")
+        for _ in range(steps):
+            logits = sampler(token)
+            token = pz.nx.nmap(jnp.argmax)(logits.untag("vocabulary"))
+        return token.unwrap("batch", "seq")
+
+    return compare(
+        "decode 4 tokens, one call each", ours, {"upstream": theirs}, targets={"upstream": 1.0},
+        max_s=60.0,
+    )  # fmt: skip
+
+
 def _bytes(lowered: Any) -> float:
     return float(lowered.compile().cost_analysis()["bytes accessed"])
 
@@ -240,6 +296,12 @@ def _mirror(kind: type, names: tuple[str, ...]) -> Any:
 
 def _upstream_model(shape: peer.Shape, *, stacked: bool) -> Any:
     """Upstream's Llama of a shape, parameters frozen; None where upstream is not installed."""
+    parts = _upstream_parts(shape, stacked=stacked)
+    return None if parts is None else parts[0].bind_variables(parts[1])
+
+
+def _upstream_parts(shape: peer.Shape, *, stacked: bool) -> Any:
+    """Upstream's Llama without its parameters, and these, frozen; None where it is not installed."""
     try:
         if importlib.metadata.version("penzai") != "0.2.5":
             return None
@@ -261,7 +323,7 @@ def _upstream_model(shape: peer.Shape, *, stacked: bool) -> Any:
         use_layer_stack=stacked,
     )
     model = llamalike_common.build_llamalike_transformer(config, jax.random.key(0))
-    return pz.freeze_params(model)
+    return pz.unbind_params(model, freeze=True)
 
 
 def _upstream_logits(model: Any, tokens: jax.Array) -> Any:
@@ -277,5 +339,6 @@ PROGRAMS: dict[str, Callable[[], list[Row]]] = {
     "program size": program_size,
     "dispatch": dispatch,
     "decoding": decoding,
+    "decode steps": decode_steps,
     "eager calls": eager_calls,
 }
