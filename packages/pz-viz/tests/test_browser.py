@@ -16,7 +16,7 @@ import pytest
 import treescope
 from viz_contrast import faint_texts
 from viz_hostile import hostile_views
-from viz_samples import Chain, Linear, Span, chain, linear
+from viz_samples import Chain, Colored, Linear, Span, chain, linear
 
 import pz_named as nx
 import pz_viz
@@ -354,7 +354,8 @@ def ground_of_the_frame(page):
 
 @pytest.mark.parametrize("scheme, ground", [("light", LIGHT), ("dark", DARK)])
 def test_trees_in_a_notebook_follow_the_readers_theme(open_page, scheme, ground):
-    model = {"layers": chain(2), "odd": [None, 1.5, Span("text", dict), ArraySpec]}
+    faint = [Colored("rgb(0 100 0 / 0.2)"), Colored(("teal", "oklch(0.785 0.103 188.7 / 0.25)"))]
+    model = {"layers": chain(2), "odd": [None, 1.5, Span("text", dict), ArraySpec], "faint": faint}
     page = open_page(notebook_page(model), color_scheme=scheme)
     assert ground_of_the_frame(page) == ground
     assert faint_texts(page, IN_THE_FRAME) == []
