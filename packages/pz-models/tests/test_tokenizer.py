@@ -84,7 +84,9 @@ def test_a_folder_gives_the_same_tokenizer(tmp_path):
 
 
 BAD_VOCABULARIES = [
-    ({"model": "llama"}, "tokenizer.ggml.model is 'llama'; only 'gpt2'"),
+    ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; supported are 'gpt2'"),
+    ({"model": "llama"}, "'tokenizer.ggml.scores' should be a list of float"),
+    ({"model": "llama", "scores": [0.5]}, "tokens and 1 scores"),
     ({"pre": "smolm"}, "pre is 'smolm'.*Did you mean 'smollm'"),
     ({"merges": None}, "'tokenizer.ggml.merges' should be a list of str"),
     ({"merges": ["h zz"]}, "merges are corrupt"),

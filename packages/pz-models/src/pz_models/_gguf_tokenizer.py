@@ -1,7 +1,7 @@
 """Builds a tokenizer of the `tokenizers` library from a GGUF file's metadata.
 
-GGUF stores vocabulary, merges and kinds of tokens, but names the pre-tokenizer by a word only
-(`tokenizer.ggml.pre`); what that word means stands in the table below.
+GGUF stores vocabulary, merges (or the scores of SentencePiece) and kinds of tokens, but names the
+pre-tokenizer by a word only (`tokenizer.ggml.pre`); what that word means stands in the table below.
 
 Source: `src/llama-vocab.cpp` in https://github.com/ggml-org/llama.cpp
 """
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pz_models._gguf_header import GGUFHeader
+from pz_models._gguf_sentencepiece import SPACE, backend_of, merges_of
 from pz_models._suggestions import near_misses
 from pz_models.errors import CheckpointError
 
 __all__ = ["build", "import_tokenizers"]
 
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens; the others are ordinary vocabulary
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # kinds of tokens that are told apart
 
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -64,6 +65,28 @@ def build(header: GGUFHeader, special: Mapping[str, int | None]) -> Any:
                 f" of {len(tokens)} tokens."
             )
     library = import_tokenizers()
+    of_sentencepiece = header.metadata["tokenizer.ggml.model"] == "llama"
+    if of_sentencepiece:
+        prefix = bool(header.metadata.get("tokenizer.ggml.add_space_prefix", True))
+        pieces = [index for index, kind in enumerate(kinds) if kind in (_NORMAL, _USER_DEFINED)]
+        merges = merges_of(tokens, header.metadata["tokenizer.ggml.scores"], pieces)
+        tokenizer = backend_of(library, tokens, merges, special.get("unknown"), prefix)
+    else:
+        tokenizer = _byte_level(header, library, tokens)
+    added = [
+        # Runs of spaces are found where the text says "▁" for them.
+        library.AddedToken(token, special=kind == _CONTROL, normalized=SPACE in token)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
+    _surround(header, library, tokenizer, tokens, special, of_sentencepiece)
+    return tokenizer
+
+
+def _byte_level(header: GGUFHeader, library: Any, tokens: list[str]) -> Any:
+    """Byte-pair encoding as GPT-2 has it."""
     merges = [tuple(line.split(" ", 1)) for line in header.metadata["tokenizer.ggml.merges"]]
     try:
         model = library.models.BPE({t: i for i, t in enumerate(tokens)}, merges)
@@ -72,40 +95,63 @@ def build(header: GGUFHeader, special: Mapping[str, int | None]) -> Any:
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = _pretokenizer(header, library)
     tokenizer.decoder = library.decoders.ByteLevel()
-    added = [
-        library.AddedToken(token, special=kind == _CONTROL, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
-    tokenizer.add_special_tokens([token for token in added if token.special])
-    tokenizer.add_tokens([token for token in added if not token.special])
-    bos = special.get("bos")
-    if header.metadata.get("tokenizer.ggml.add_bos_token") and bos is not None:
-        tokenizer.post_processor = library.processors.TemplateProcessing(
-            single=[tokens[bos], "$A"],
-            pair=[tokens[bos], "$A", tokens[bos], "$B:1"],
-            special_tokens=[(tokens[bos], bos)],
-        )
     return tokenizer
+
+
+def _surround(
+    header: GGUFHeader,
+    library: Any,
+    tokenizer: Any,
+    tokens: list[str],
+    special: Mapping[str, int | None],
+    of_sentencepiece: bool,
+) -> None:
+    """Puts the tokens around texts that the file asks for: SentencePiece's has a BOS unless told."""
+    around = {}
+    for role, default in (("bos", of_sentencepiece), ("eos", False)):
+        token_id = special.get(role)
+        wanted = header.metadata.get(f"tokenizer.ggml.add_{role}_token", default)
+        around[role] = [tokens[token_id]] if wanted and token_id is not None else []
+    if not around["bos"] and not around["eos"]:
+        return
+    tokenizer.post_processor = library.processors.TemplateProcessing(
+        single=[*around["bos"], "$A", *around["eos"]],
+        pair=[*around["bos"], "$A", *around["eos"], *around["bos"], "$B:1", *around["eos"]],
+        special_tokens=[
+            (tokens[token_id], token_id)
+            for role in ("bos", "eos")
+            if (token_id := special.get(role)) is not None
+        ],
+    )
 
 
 def _vocabulary(header: GGUFHeader) -> tuple[list[str], list[int]]:
     """Tokens and their kinds, checked."""
     kind = header.metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         raise CheckpointError(
-            f"{header.path}: tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is"
-            " supported. Pass token ids, or a tokenizer from elsewhere."
+            f"{header.path}: tokenizer.ggml.model is {kind!r}; supported are 'gpt2' (byte-level"
+            " BPE) and 'llama' (SentencePiece). Pass token ids, or a tokenizer from elsewhere."
         )
     tokens: Any = header.metadata.get("tokenizer.ggml.tokens")
     kinds: Any = header.metadata.get("tokenizer.ggml.token_type", [1] * len(tokens or ()))
-    merges = header.metadata.get("tokenizer.ggml.merges")
-    for key, value, item in (("tokens", tokens, str), ("token_type", kinds, int), ("merges", merges, str)):  # fmt: skip
+    how = "merges" if kind == "gpt2" else "scores"
+    joined: Any = header.metadata.get(f"tokenizer.ggml.{how}")
+    for key, value, item in (
+        ("tokens", tokens, str),
+        ("token_type", kinds, int),
+        (how, joined, str if how == "merges" else float),
+    ):
         if not isinstance(value, list) or (value and not isinstance(value[0], item)):
             raise CheckpointError(
                 f"{header.path}: metadata 'tokenizer.ggml.{key}' should be a list of"
                 f" {item.__name__}, it is {str(value)[:40]}."
             )
+    if how == "scores" and len(joined) != len(tokens):
+        raise CheckpointError(
+            f"{header.path}: the tokenizer has {len(tokens)} tokens and {len(joined)} scores; the"
+            " numbers should agree."
+        )
     if len(kinds) != len(tokens) or not tokens:
         raise CheckpointError(
             f"{header.path}: the tokenizer has {len(tokens)} tokens and {len(kinds)} kinds of"
