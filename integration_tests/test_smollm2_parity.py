@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pz_core.variables import freeze_params, variable_jit
-from pz_models import Tokenizer, generate, load
+from pz_core.variables import freeze_params, unbind_params, variable_jit
+from pz_models import Tokenizer, generate, load, save_huggingface
 from pz_models.transformer.sampling_mode import KVCachingTransformerLM
 from pz_named import named_axes as nx
 
@@ -86,6 +86,22 @@ def test_stacked_equals_unstacked(path, tokenizer):
     models = (load(path, use_layer_stack=stacked, progress=False) for stacked in (False, True))
     one, other = (_logits(freeze_params(model), ids) for model in models)
     np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_saved_as_safetensors_it_is_the_same_model(path, tokenizer, reference, tmp_path):
+    torch, theirs = reference
+    ids = tokenizer.encode(PROMPTS[0])
+    model = load(path, use_layer_stack=True, progress=False)
+    save_huggingface(model, tmp_path, max_shard_bytes=200_000_000)
+    again = load(tmp_path, use_layer_stack=True, progress=False)
+    for mine, saved in zip(unbind_params(model)[1], unbind_params(again)[1], strict=True):
+        np.testing.assert_array_equal(mine.value.data_array, saved.value.data_array)
+    read = type(theirs).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+        of_folder = read(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_array_equal(of_folder, expected)
+    np.testing.assert_allclose(_logits(freeze_params(again), jnp.array(ids)), expected, atol=5e-4)
 
 
 def test_tokenizer_equals_huggingface(path, tokenizer):
