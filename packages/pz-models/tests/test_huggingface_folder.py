@@ -217,8 +217,21 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(folder):
         opened.read_into(last, out)
 
 
+def _is_refused_or_loaded(folder):
+    """Loads to the end; memory must not grow beyond what the small files hold."""
+    tracemalloc.start()
+    try:
+        load(folder, progress=False)
+    except (CheckpointError, UnsupportedConfigError):
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 @given(data=st.data())
-def test_no_corruption_crashes_or_balloons(data, tmp_path_factory):
+def test_no_corruption_of_weights_crashes_or_balloons(data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "fuzz_folder"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -227,12 +240,37 @@ def test_no_corruption_crashes_or_balloons(data, tmp_path_factory):
         raw[data.draw(st.integers(0, 2500))] = data.draw(st.integers(0, 255))
     raw = raw[: data.draw(st.just(len(raw)) | st.integers(0, len(raw)))]
     (folder / "model.safetensors").write_bytes(raw)
-    tracemalloc.start()
-    try:
-        HuggingFaceFolder(folder)
-    except (CheckpointError, UnsupportedConfigError):
-        pass
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 4 << 20
+    _is_refused_or_loaded(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@given(data=st.data())
+def test_no_header_index_or_config_crashes_or_balloons(data, tmp_path_factory):
+    """Well-formed JSON that says anything, where a header entry, an index or a field should be."""
+    folder = tmp_path_factory.getbasetemp() / "fuzz_json"
+    folder.mkdir(exist_ok=True)
+    index = folder / "model.safetensors.index.json"
+    index.unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    safetensors.numpy.save_file(huggingface_tensors(), folder / "model.safetensors")
+    anything = data.draw(JSON)
+    where = data.draw(st.sampled_from(["entry", "shape", "offsets", "header", "index", "config"]))
+    if where == "index":
+        index.write_text(json.dumps({"weight_map": anything}))
+    elif where == "config":
+        (folder / "config.json").write_text(json.dumps(anything))
+    else:
+        changes = {
+            "entry": lambda header: header | {"model.norm.weight": anything},
+            "shape": _entry(shape=anything),
+            "offsets": _entry(data_offsets=anything),
+            "header": lambda header: anything,
+        }
+        _spoil_header(folder, changes[where])
+    _is_refused_or_loaded(folder)
