@@ -282,6 +282,7 @@ def test_an_optimizer_state_for_other_parameters_is_named():
     with pytest.raises(ValueError, match=r"does not fit.*'other/Affine_0.*'mlp/Affine_0"):
         other.step(x=tm.random_input(features=2))
     tm.assert_trees_close(snapshot(other), before, atol=0)
+    trainer_of(other.model).step(x=tm.random_input(features=2))  # the repair: built anew
 
 
 def test_signature_of_build():

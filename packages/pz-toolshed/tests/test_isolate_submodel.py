@@ -151,6 +151,7 @@ def test_errors():
         ValueError, match=r"exactly one layer must be selected, but 2 are.*pick_nth"
     ):
         call_and_extract_submodel(select(model).at_instances_of(Linear), x)
+    call_and_extract_submodel(select(model).at_instances_of(Linear).pick_nth_selected(0), x)
     with pytest.raises(ValueError, match=r"the selected value must be a layer.*is a Parameter"):
         call_and_extract_submodel(
             select(model)

@@ -61,6 +61,10 @@ def test_knock_out_mask_is_differentiable():
 def test_knock_out_needs_the_key_axis():
     with pytest.raises(KeyError, match=r"no axis 'kv_seq'.*'heads'"):
         KnockOutAttentionHeads(named([1.0], "heads"))(named([1.0], "heads"))
+    other_axis = KnockOutAttentionHeads(named([1.0], "heads"), kv_axis="keys")
+    assert other_axis(named([[1.0, 2.0]], "heads", "keys")).unwrap("heads", "keys").tolist() == [
+        [1, 2]
+    ]
 
 
 # --- worlds --------------------------------------------------------------------------------------
@@ -139,6 +143,7 @@ def test_dtypes():
 def test_rewiring_errors():
     with pytest.raises(ValueError, match=r"world_ordering=\('a', 'b'\), taking has \('a',\)"):
         RewireComputationPaths("worlds", ("a", "b"), {"a": From("a")})
+    RewireComputationPaths("worlds", ("a", "b"), {"a": From("a"), "b": From("b")})
     with pytest.raises(ValueError, match=r"'b' takes from 'c', which is no world"):
         two_worlds(From("c"))
     with pytest.raises(ValueError, match=r"positional axes \(1,\).*tag"):

@@ -12,6 +12,7 @@ from pz_named.named_axes import wrap
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import Linear
 from pz_toolshed._safetensors_file import read_header
+from pz_toolshed.checkpoint_errors import CheckpointFormatError
 from pz_toolshed.lora import LowRankAdapter, loraify_linears_in_selection
 from pz_toolshed.peft_format import (
     AdapterFormatError,
@@ -160,10 +161,33 @@ def test_errors(tmp_path):
     for change, rule in (
         ({"peft_type": "IA3"}, "only 'LORA'"),
         ({"use_dora": True}, "use_dora=True"),
+        ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
     ):
         path.write_text(json.dumps({**config, **change}))
         with pytest.raises(AdapterFormatError, match=rule):
             load_adapters(tmp_path, linears())
+    path.write_text("{")
+    with pytest.raises(AdapterFormatError, match="is damaged"):
+        load_adapters(tmp_path, linears())
+
+
+def test_a_missing_matrix_is_named_and_damage_noticed(tmp_path):
+    numpy_format = pytest.importorskip("safetensors.numpy")
+    save_adapters(tmp_path, adapted(linears()))
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = numpy_format.load_file(path)
+    name = next(n for n in tensors if n.endswith("layers.0.self_attn.q_proj.lora_B.weight"))
+    numpy_format.save_file({n: x for n, x in tensors.items() if n != name}, path)
+    with pytest.raises(AdapterFormatError, match=r"'model.layers.0.self_attn.q_proj' lacks lora_B"):
+        load_adapters(tmp_path, linears())
+    numpy_format.save_file({**tensors, "base_model.model.head.weight": tensors[name]}, path)
+    with pytest.raises(AdapterFormatError, match=r"'base_model.model.head.weight' is no LoRA"):
+        load_adapters(tmp_path, linears())
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointFormatError, match="is damaged"):
+        load_adapters(tmp_path, linears())
+    numpy_format.save_file(tensors, path)  # the repair: copy the file again
+    load_adapters(tmp_path, linears())
 
 
 def test_a_stack_needs_an_adapter_in_every_block(tmp_path):

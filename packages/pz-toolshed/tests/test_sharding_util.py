@@ -75,7 +75,10 @@ def test_errors_tell_axis_and_sizes():
         name_to_name_sharding([Parameter(label="w", value=1.0)], MESH, {})
     with pytest.raises(ValueError, match=r"sharding 'block/up.weights'.*'neurons' has size 6"):
         shard_model(tm.block(tm.key()), MESH, {"neurons": "foo"})
-    # The repair.
+    # The repairs.
+    shard_model(tm.block(tm.key(), hidden=8), ONE, {"neurons": "foo"})
+    name_to_name_sharding({"n": 3}, MESH, {}, ignore_unnamed_arrays=True)
+    assert spec(x, {"a": "bar", "b": None}) == PartitionSpec("bar", None)
     assert spec(x, {"a": None, "b": "foo"}) == PartitionSpec(None, "foo")
 
 

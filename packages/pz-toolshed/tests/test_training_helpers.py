@@ -112,7 +112,9 @@ def test_masked_infinities_do_not_matter():
     assert half.total.dtype == jnp.float32
     assert math.isclose(half.mean, math.log(2), rel_tol=1e-6)
     with pytest.raises(ValueError, match=r"logits must have the axis 'vocabulary'"):
-        losses.next_token_loss(wrap(jnp.ones(3)).tag("seq"), tokens)
+        losses.next_token_loss(wrap(jnp.ones((3, 2))).tag("seq", "words"), tokens)
+    named = wrap(jnp.ones((3, 2))).tag("seq", "words")
+    assert losses.next_token_loss(named, tokens, vocabulary_axis="words").count == 2
 
 
 # --- which parameters ------------------------------------------------------------------------------
@@ -231,6 +233,8 @@ def test_moving_average(tmp_path):
     for call in (average.update, average.averaged):
         with pytest.raises(ValueError, match=r"only in the model: \['other/"):
             call(tm.mlp([2, 2], name="other"))
+    other = tm.mlp([2, 2], name="other")
+    ExponentialMovingAverage.of(other, 0.75).update(other)  # the repair
     with pytest.raises(ValueError, match=r"decay must be .* got 1"):
         ExponentialMovingAverage.of(model, 1)
 

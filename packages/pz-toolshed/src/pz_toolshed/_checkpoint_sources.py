@@ -57,6 +57,7 @@ def steps_of(folder: pathlib.Path) -> list[int]:
 
 
 def file_steps(folder: pathlib.Path) -> list[int]:
+    """The steps of which there are safetensors files, ascending."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -65,6 +66,7 @@ def file_steps(folder: pathlib.Path) -> list[int]:
 
 
 def data_of(array: Any) -> Any:
+    """The array behind a named array, or the array itself."""
     return array.data_array if is_namedarray(array) else array
 
 
@@ -89,6 +91,7 @@ def describe(array: Any) -> dict[str, Any]:
 
 
 def fits(saved: Mapping[str, Any], there: Mapping[str, Any], cast: bool) -> bool:
+    """Whether a saved entry can stand where another is described; with `cast`, in any dtype."""
     return (
         saved["shape"] == there["shape"]
         and saved["axes"] == there["axes"]
@@ -98,6 +101,7 @@ def fits(saved: Mapping[str, Any], there: Mapping[str, Any], cast: bool) -> bool
 
 
 def entry_text(entry: Mapping[str, Any]) -> str:
+    """A description in short, as errors show it: `float32{x:2, out:3}`."""
     axes = [str(size) for size in entry["shape"]]
     axes += [f"{name}:{size}" for name, size in entry["axes"].items()]
     return f"{entry['dtype']}{{{', '.join(axes)}}}"
@@ -110,11 +114,13 @@ def plain(array: Any) -> Any:
 
 
 def stored_dtype_and_shape(array: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and shape of what `plain` makes of an array; nothing is computed."""
     abstract = jax.eval_shape(plain, array)
     return np.dtype(abstract.dtype), tuple(abstract.shape)
 
 
 def to_host(array: Any) -> np.ndarray[Any, Any]:
+    """What `plain` makes of an array, as a NumPy array."""
     return np.asarray(plain(array))
 
 
@@ -177,6 +183,7 @@ class Source:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, step: int | None) -> Iterator[Source]:
+    """Opens a file, or a step of a folder (None: the last), of either kind."""
     if path.is_file():
         yield _file_source(path)
         return

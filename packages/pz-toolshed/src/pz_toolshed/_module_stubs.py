@@ -7,7 +7,16 @@ from typing import Any
 
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs
 
-__all__ = ["ModuleStub", "UnconvertibleModuleError"]
+__all__ = ["ModuleStub", "UnconvertibleModuleError", "check_input"]
+
+
+def check_input(value: Any, name: str) -> None:
+    """Raises TypeError unless a converted module, called `name`, is given an `ArgsAndKwargs`."""
+    if not isinstance(value, ArgsAndKwargs):
+        raise TypeError(
+            f"{name}: the input must be an ArgsAndKwargs, got a {type(value).__name__}. Call it with "
+            "ArgsAndKwargs.capture(x, ...)."
+        )
 
 
 class UnconvertibleModuleError(TypeError):

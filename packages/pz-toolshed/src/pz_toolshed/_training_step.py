@@ -27,7 +27,20 @@ from pz_core.variables import (
 from pz_toolshed._array_leaves import TreeWithoutArrays, merge_arrays, split_arrays
 from pz_toolshed._packed_tree import Packed
 
-__all__ = ["Packed", "ModelParts", "StepPlan", "StepResult", "gradients", "pure_step", "take_apart"]
+__all__ = [
+    "ModelParts",
+    "StepPlan",
+    "StepResult",
+    "compiled_step",
+    "gradients",
+    "nonfinite_labels",
+    "packed_values",
+    "parameter_values",
+    "placed_beside",
+    "pure_step",
+    "take_apart",
+    "unbind_kwargs",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

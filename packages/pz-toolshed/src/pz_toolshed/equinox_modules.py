@@ -22,7 +22,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter
 from pz_nn.layer import Layer
 from pz_toolshed._array_leaves import is_array
-from pz_toolshed._module_stubs import ModuleStub
+from pz_toolshed._module_stubs import ModuleStub, check_input
 from pz_toolshed._module_stubs import UnconvertibleModuleError as UnconvertibleModuleError
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs as ArgsAndKwargs
 
@@ -81,11 +81,7 @@ class ConvertedEquinoxModule(Layer):
         Raises:
           TypeError: If the argument is no `ArgsAndKwargs`.
         """
-        if not isinstance(args_and_kwargs, ArgsAndKwargs):
-            raise TypeError(
-                f"{self.module_class.__name__}: the input must be an ArgsAndKwargs, got a "
-                f"{type(args_and_kwargs).__name__}. Call it with ArgsAndKwargs.capture(x, ...)."
-            )
+        check_input(args_and_kwargs, self.module_class.__name__)
         module = _rebuilt(self, side_inputs)
         return module(*args_and_kwargs.args, **args_and_kwargs.kwargs)
 

@@ -19,7 +19,6 @@ import dataclasses
 import warnings
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,6 +36,7 @@ from pz_core.variables import (
 from pz_named.named_axes import is_namedarray, wrap
 from pz_nn.layer import Layer
 from pz_nn.layer_stack import layerstack_axes_from_keypath
+from pz_toolshed._array_leaves import TreeWithoutArrays, merge_arrays, split_arrays
 
 __all__ = [
     "IsolatedSubmodel",
@@ -77,46 +77,31 @@ class _PackedRecord(Struct):
     """An `IsolatedSubmodel` in a form that a state variable inside layer stacks can hold.
 
     Attributes:
-      arrays: Its arrays, as named arrays (a stack stacks only those).
-      others: One entry per leaf: None for a named array, `"raw"` for a plain one, and a one-tuple
-        of the leaf itself for anything else, so that Python scalars do not become arrays.
-      treedef: Its structure, named arrays being leaves.
+      arrays: Its arrays, all as named arrays (a stack stacks only those).
+      was_named: For each, whether it was one.
+      rest: The record without its arrays, so that Python scalars do not become arrays.
     """
 
     arrays: list[Any]
-    others: tuple[Any, ...] = dataclasses.field(metadata={"pytree_node": False})
-    treedef: Any = dataclasses.field(metadata={"pytree_node": False})
+    was_named: tuple[bool, ...] = dataclasses.field(metadata={"pytree_node": False})
+    rest: TreeWithoutArrays = dataclasses.field(metadata={"pytree_node": False})
 
 
 def _pack(record: IsolatedSubmodel) -> _PackedRecord:
-    leaves, treedef = jax.tree_util.tree_flatten(record, is_leaf=is_namedarray)
-    arrays: list[Any] = []
-    others: list[Any] = []
-    for leaf in leaves:
-        if is_namedarray(leaf):
-            arrays.append(leaf)
-            others.append(None)
-        elif isinstance(leaf, jax.Array | np.ndarray):
-            arrays.append(wrap(jnp.asarray(leaf)))
-            others.append("raw")
-        else:
-            others.append((leaf,))
-    return _PackedRecord(arrays, tuple(others), treedef)
+    arrays, rest = split_arrays(record, named=True)
+    was_named = tuple(is_namedarray(array) for array in arrays)
+    named = [x if is_namedarray(x) else wrap(jnp.asarray(x)) for x in arrays]
+    return _PackedRecord(named, was_named, rest)
 
 
 def _unpack(packed: _PackedRecord, stack_indices: dict[str, int]) -> IsolatedSubmodel:
     """Restores the record of one layer of the stacks that it was packed in."""
-    arrays = iter(packed.arrays)
-    leaves = []
-    for other in packed.others:
-        if isinstance(other, tuple):
-            leaves.append(other[0])
-            continue
-        array = next(arrays)
+    arrays = []
+    for array, was_named in zip(packed.arrays, packed.was_named, strict=True):
         indices = {a: i for a, i in stack_indices.items() if a in array.named_shape}
         array = array[indices] if indices else array
-        leaves.append(array if other is None else array.unwrap())
-    record: IsolatedSubmodel = jax.tree_util.tree_unflatten(packed.treedef, leaves)
+        arrays.append(array if was_named else array.unwrap())
+    record: IsolatedSubmodel = merge_arrays(arrays, packed.rest)
     return record
 
 

@@ -21,7 +21,7 @@ from pz_core.colors import color_from_string
 from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, StateVariable
 from pz_nn.layer import Layer
-from pz_toolshed._module_stubs import ModuleStub
+from pz_toolshed._module_stubs import ModuleStub, check_input
 from pz_toolshed._module_stubs import UnconvertibleModuleError as UnconvertibleModuleError
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs as ArgsAndKwargs
 
@@ -75,11 +75,7 @@ class ConvertedNnxModule(Layer):
         Raises:
           TypeError: If the argument is no `ArgsAndKwargs`.
         """
-        if not isinstance(args_and_kwargs, ArgsAndKwargs):
-            raise TypeError(
-                f"{self.graphdef_name}: the input must be an ArgsAndKwargs, got a "
-                f"{type(args_and_kwargs).__name__}. Call it with ArgsAndKwargs.capture(x, ...)."
-            )
+        check_input(args_and_kwargs, self.graphdef_name)
         before = [variable.value for variable in self.variables]
         module = _rebuilt(self, side_inputs, before)
         output = module(*args_and_kwargs.args, **args_and_kwargs.kwargs)

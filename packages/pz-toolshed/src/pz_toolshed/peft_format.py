@@ -272,7 +272,9 @@ def load_adapters(
 
     Raises:
       FileNotFoundError: If a file is missing.
-      AdapterFormatError: If the config asks for what is not supported, or the file is damaged.
+      CheckpointFormatError: If the file of the matrices is damaged.
+      AdapterFormatError: If the config is damaged or asks for what is not supported, or a matrix is
+        missing.
       ValueError: If an adapter has no place in the model, does not fit there, or is lacking in some
         of several stacked blocks; or if the model has adapters already.
     """
@@ -317,7 +319,10 @@ def load_adapters(
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(path.read_text())
+    try:
+        config: dict[str, Any] = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise AdapterFormatError(f"{path} is damaged ({error}). Copy the file again.") from error
     if config.get("peft_type") != "LORA":
         raise AdapterFormatError(
             f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported. Merge "
@@ -329,6 +334,10 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
                 f"{path}: {option}={config[option]!r} is not supported (only {supported!r}). Merge "
                 "such adapters with peft and load the merged weights."
             )
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise AdapterFormatError(
+            f"{path}: lora_alpha must be a number, got {config.get('lora_alpha')!r}. Copy the file again."
+        )
     return config
 
 

@@ -188,7 +188,7 @@ def _model_shardings(frozen: Any, mesh: Any, rules: AxisRules | None) -> list[Na
     replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     leaves, _ = jax.tree_util.tree_flatten_with_path(frozen, is_leaf=is_namedarray)
     return [
-        _trimmed(_named_sharding(leaf, _where(path, frozen), mesh, rules))
+        _trimmed(_named_sharding(leaf, repr(_where(path, frozen)), mesh, rules))
         if is_namedarray(leaf)
         else replicated
         for path, leaf in leaves
@@ -209,11 +209,11 @@ def _trimmed(sharding: NamedSharding) -> NamedSharding:
 
 
 def _where(path: Any, tree: Any) -> str:
-    """A readable place: the label of the variable that the path leads through, or the path."""
+    """A readable place: the label of the variable that the path leads into, or the path."""
     node = tree
     for key in path:
         if isinstance(node, AbstractVariableValue):
-            return repr(getattr(node, "label", node.get_slot()))
+            return str(getattr(node, "label", node.get_slot()))
         node = (
             node[key.idx] if hasattr(key, "idx") else getattr(node, getattr(key, "name", ""), None)
         )
@@ -343,7 +343,7 @@ def sharding_rows(tree: Any) -> list[ShardingRow]:
         local = data.sharding.shard_shape(data.shape)
         rows.append(
             ShardingRow(
-                name=_where(path, (slots, values)).strip("'"),
+                name=_where(path, (slots, values)),
                 axes=axes,
                 global_shape=data.shape,
                 local_shape=tuple(local),

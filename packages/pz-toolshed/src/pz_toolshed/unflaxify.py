@@ -36,6 +36,7 @@ from pz_core.variables import (
 )
 from pz_nn.layer import Layer
 from pz_toolshed._array_leaves import merge_arrays, split_arrays
+from pz_toolshed._module_stubs import check_input
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs as ArgsAndKwargs
 
 try:
@@ -127,11 +128,7 @@ class InterceptedFlaxModuleMethod(Layer):
           TypeError: If the argument is no `ArgsAndKwargs`, or a random stream is missing.
           KeyError: If the method makes a call on a submodule that it did not make when traced.
         """
-        if not isinstance(args_and_kwargs, ArgsAndKwargs):
-            raise TypeError(
-                f"{self._name()}: the input must be an ArgsAndKwargs, got a "
-                f"{type(args_and_kwargs).__name__}. Call it with ArgsAndKwargs.capture(x, ...)."
-            )
+        check_input(args_and_kwargs, self._name())
         variables, states = self._flax_variables()
         rngs = {name: self._stream(random_streams, name).next_key() for name in self._rng_names()}
         redirect = _Redirection(self, {"random_streams": random_streams, **side_inputs})
