@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import pz_models_tiny as tiny
+from pz_models_families import RandomCheckpoint, config_of
 
 from pz_core.selectors import select
 from pz_models import Generation, PromptError, _decoding, generate, generation
+from pz_models.loading import model_from_checkpoint
 from pz_models.tokenizer import SpecialTokens
-from pz_models.transformer.variants import gpt_neox
 from pz_models.transformer.variants import llamalike_common as ll
 from pz_named import named_axes as nx
 from pz_nn.linear_and_affine import ConstantRescale
@@ -213,16 +214,11 @@ def test_bad_calls(changes, error, message):
 
 
 def test_learned_positions_are_not_exceeded():
-    config = gpt_neox.GPTNeoXTransformerConfig(
-        num_attention_heads=2, embedding_dim=8, projection_dim=4, mlp_hidden_dim=8,
-        num_decoder_blocks=1, vocab_size=64, activation_fn="relu", rope_subset_size=0,
-        rope_wavelength=1.0, layernorm_epsilon=1e-5, parameter_dtype=jnp.float32,
-        activation_dtype=jnp.float32, max_positions=8, tie_embedder_and_logits=True,
-    )  # fmt: skip
-    model = gpt_neox.build_gpt_neox_transformer(config, jax.random.key(0))
+    model = model_from_checkpoint(RandomCheckpoint(config_of("gpt2") | {"n_positions": 8}))
+    prompt = [3, 14, 15, 9, 2]
     with pytest.raises(PromptError, match=r"need 9 positions .* has learned 8"):
-        generate(model, PROMPT, max_new_tokens=5)
-    result = generate(model, PROMPT, max_new_tokens=4)
+        generate(model, prompt, max_new_tokens=5)
+    result = generate(model, prompt, max_new_tokens=4)
     assert np.isfinite(result.log_probabilities).all()
 
 
