@@ -39,6 +39,27 @@ def test_the_edge_guard_can_fail():
     assert wrong_edges("0.3.0", projects) == ["pz-named>=0.2.0,<0.4"]
 
 
+def extras_within(extras, name):
+    """Every `wheel[extra]` that one of the umbrella's extras brings, as (wheel, extra)."""
+    found = set()
+    for requirement in extras[name]:
+        wheel, listed = re.fullmatch(r"([\w-]+)\[([\w,]+)\]", requirement).groups()
+        for extra in listed.split(","):
+            found |= extras_within(extras, extra) if wheel == "penzai" else {(wheel, extra)}
+    return found
+
+
+def test_all_brings_every_extra_of_every_wheel():
+    offered = {
+        (name, extra)
+        for name in PACKAGES
+        for extra in _project(ROOT / "packages" / name).get("optional-dependencies", ())
+    }
+    brought = extras_within(_project(ROOT)["optional-dependencies"], "all")
+    assert brought == offered
+    assert ("pz-viz", "rich") in brought
+
+
 def test_licences_are_identical():
     licence = (ROOT / "LICENSE").read_bytes()
     assert [
