@@ -5,7 +5,8 @@
 
 A page loads nothing from the network, and its own content policy says so: nothing but the page's
 one script may run, and with `static=True` not even that. (Where treescope draws arrays as pictures,
-its own scripts must run too; the policy then allows inline scripts, and still no network.) Light or dark follows the reader's system.
+its own scripts must run too; the policy then allows inline scripts, and still no network.) Light or
+dark follows the reader's system.
 """
 
 from __future__ import annotations
