@@ -55,7 +55,7 @@ def reference_loss(logits, tokens, weights):
     return total, count
 
 
-@settings(max_examples=8)  # every shape compiles anew
+@settings(max_examples=4)  # every axis order compiles anew
 @given(st.integers(0, 10**6), st.just(2), st.sampled_from([1, 5]), st.permutations("bsv"))
 def test_next_token_loss_equals_its_definition(seed, batch, length, order):
     keys = jax.random.split(tm.key(seed), 4)

@@ -22,11 +22,11 @@ from pz_toolshed import _safetensors_file
 from pz_toolshed.saving import load, save
 
 NAMES = ("open", "write", "fsync", "replace", "close")
-TENSORS = 48
 
 
 def model(seed):
-    return [Parameter(label=f"w{i}", value=jnp.full(100, seed)) for i in range(TENSORS)]
+    # A write for each tensor, so at least as many moments as points.
+    return [Parameter(label=f"w{i}", value=jnp.full(100, seed)) for i in range(int(sys.argv[2]))]
 
 
 def in_child(function):
