@@ -140,7 +140,7 @@ def _with_all_turns(traced: Any, once: float) -> Operations:
             is_lower_bound = True
             continue
         length, unroll, body = (loop.params[name] for name in ("length", "unroll", "jaxpr"))
-        inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]  # type: ignore[no-untyped-call]
+        inputs = [_abstract(aval) for aval in body.in_avals]
         turn = jax.jit(jax_core.jaxpr_as_fun(body)).trace(*inputs)
         turn_once = _as_xla_counts(turn) or 0.0
         whole_turn = _with_all_turns(turn, turn_once)

@@ -32,7 +32,7 @@ WRAPPER_HOOKS = (_tree_style.style_the_root, _arrays.name_multi_host_data)
 
 
 def install() -> None:
-    """Fills treescope's registries, its renderer and the hooks of pz-core; a second call changes nothing.
+    """Fills treescope's registries and renderer, and pz-core's hooks; again, it changes nothing.
 
     A handler that somebody registered for one of our classes before stays.
     """
