@@ -38,6 +38,8 @@ def _assert_read_alike(model, folder, **options):
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_reads_what_was_saved(case, tmp_path):
     """Saved as if it had been built here, so that the configuration is of our making, too."""
+    if case.split()[0] not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {case}")
     model = model_from_checkpoint(RandomCheckpoint(config_of(case)))
     metadata = dataclasses.replace(model.metadata, huggingface_config=None)
     built = dataclasses.replace(model, metadata=metadata)

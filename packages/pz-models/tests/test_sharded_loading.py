@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pz_core.variables import unbind_params
-from pz_models import load
+from pz_models import load, save_huggingface
 from pz_models.transformer.variants.gemma import gemma_from_pretrained_checkpoint
 
 folder, flax_folder = sys.argv[1:]
@@ -41,6 +41,9 @@ for stacked in (False, True):
         assert array.sharding.is_equivalent_to(expected, array.ndim), parameter.label
         if parameter.label in plain:
             np.testing.assert_array_equal(array, plain[parameter.label].unwrap(*names))
+    save_huggingface(model, f"{folder}-{stacked}")
+    for parameter in unbind_params(load(f"{folder}-{stacked}"))[1]:
+        assert (parameter.value.data_array == plain[parameter.label].data_array).all()
 print("loaded")
 
 # Without rules, axis names are the names of mesh axes.

@@ -46,7 +46,7 @@ class Settings:
       stop_ids: Tokens that end a row, {any}; -1 fills up.
       temperature: What logits are divided by, if the program samples.
       key: Random key.
-      rope_length: Length that length-dependent rotary frequencies assume.
+      rope_length: Length that length-dependent rotary frequencies assume, {row}.
     """
 
     stop_ids: jax.Array

@@ -83,8 +83,8 @@ def generate(
         for a single prompt. Text that may be the beginning of a stop string waits until it is not.
       stream_every: How many tokens are decoded between calls of `stream`.
       rope_length: Length that rotary frequencies assume where they depend on it (dynamic scaling,
-        LongRoPE): one for the whole call and all rows; by default the longest prompt and
-        `max_new_tokens`. Give it to make a batch of such a model equal to its rows one by one.
+        LongRoPE), the same from the first token to the last; by default that of each prompt and
+        `max_new_tokens` together.
 
     Returns:
       A `Generation` for one prompt, a list of them for several.
@@ -102,8 +102,8 @@ def generate(
     if stream is not None and not single:
         raise ValueError(f"generate: stream= is for a single prompt; received {len(rows)}.")
     stop_ids, stop_strings = _split_stops(stop, tokenizer)
-    length = max(map(len, rows)) + max_new_tokens if rope_length is None else rope_length
-    run = _Run(model, rows, max_new_tokens, temperature, key, stop_ids, length)
+    lengths = [len(row) + max_new_tokens if rope_length is None else rope_length for row in rows]
+    run = _Run(model, rows, max_new_tokens, temperature, key, stop_ids, lengths)
     emit = None if stream is None else _Stream(stream, tokenizer is not None, stop_strings)
     every = stream_every if stream else _CHUNK_FOR_STOP_STRINGS if stop_strings else max_new_tokens
     while True:
@@ -176,7 +176,7 @@ class _Run:
         temperature: float,
         key: jax.Array | None,
         stop_ids: list[int],
-        rope_length: int,
+        rope_lengths: list[int],
     ):
         self._model, self._other_state = unbind_state_vars(freeze_params(model), freeze=True)
         self._rows, self._most = rows, max_new_tokens
@@ -189,7 +189,7 @@ class _Run:
             stop_ids=jnp.asarray(padded, jnp.int32),
             temperature=jnp.float32(temperature),
             key=jax.random.key(0) if key is None else key,
-            rope_length=jnp.int32(rope_length),
+            rope_length=jnp.asarray(rope_lengths, jnp.int32),
         )
         self._progress: _decoding.Progress | None = None
         self._made = 0

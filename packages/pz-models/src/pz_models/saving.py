@@ -114,7 +114,7 @@ class _Tensors:
             self._values = parameters_like(model.body, family.build(builder).body)
         except DifferentModelError as exc:
             raise ExportError(
-                f"save_huggingface: model.body{exc}. A {family.model_type} file cannot express"
+                f"save_huggingface: in model.body, {exc}. A {family.model_type} file cannot express"
                 " that; fold it into the parameters, or save the model with pz-toolshed."
             ) from exc
         outer, blocks = family.parameters(builder)

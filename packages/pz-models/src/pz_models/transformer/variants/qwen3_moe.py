@@ -5,6 +5,8 @@ Reference: Yang et al., Qwen3 (2025).
 
 from __future__ import annotations
 
+from typing import Any
+
 from pz_models._rope_config import read_rotary
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
@@ -79,12 +81,18 @@ def _fused_parameters(config: LlamalikeTransformerConfig) -> Layout:
     return llamalike_parameters(config, fused_expert_parameters(config, _KEY))
 
 
+def _write_config(config: Any) -> dict[str, Any] | None:
+    """The number of experts by the one of its two names that all versions of transformers read."""
+    fields = llamalike_fields_of_one_window(config)
+    return fields and {key: value for key, value in fields.items() if key != "num_local_experts"}
+
+
 FAMILY = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
     read_config=_read_config,
     build=build_llamalike_transformer,
     parameters=_parameters,
-    write_config=llamalike_fields_of_one_window,
+    write_config=_write_config,
     other_layouts=(_fused_parameters,),
 )
