@@ -240,3 +240,15 @@ def test_length_may_be_a_named_scalar_and_the_layer_lives_in_a_tree():
     y = layer(x, p=p, rope_length=nx.wrap(2000))
     assert_close(raw(y), raw(layer(x, p=p, rope_length=2000)), 0)
     assert jax.tree.leaves(layer) == []
+
+
+@pytest.mark.parametrize("scaling", [LONG, DynamicScaling(2.0, 64)], ids=["long", "dynamic"])
+def test_each_row_may_have_its_own_length(scaling):
+    x, p = named(0, {"s": 3, "row": 2, "e": 16}), nx.arange("s", 3)
+    layer = ApplyRoPE("e", 1e4, "p", scaling=scaling)
+    y = layer(x, p=p, rope_length=nx.wrap(jnp.array([3, 2000]), "row"))
+    for row, length in enumerate((3, 2000)):
+        alone = layer(x[{"row": row}], p=p, rope_length=length)
+        assert_close(raw(y[{"row": row}], "s", "e"), raw(alone, "s", "e"), 1e-6)
+    with raises(ValueError, "must have every axis of the length ('rope_length')", "['other']"):
+        layer(x, p=p, rope_length=nx.wrap(jnp.array([3]), "other"))

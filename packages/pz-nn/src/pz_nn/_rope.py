@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -128,7 +129,7 @@ def _cos_and_sin(
     """Cosines and sines of the angles, laid out along `names` and then the pairs."""
     scaling = layer.scaling or _PLAIN
     angle_dtype = jnp.promote_types(dtype, jnp.float32)
-    frequencies = _frequencies(layer, scaling, size, side_inputs)
+    frequencies = _frequencies(layer, scaling, size, side_inputs, names)
     aligned = broadcast_against(*names_and_data(positions, type(layer).__name__), names)
     angles = aligned[..., None].astype(angle_dtype) * (frequencies / layer.scale_factor)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -148,7 +149,10 @@ def attention_scale(layer: Any) -> Any:
     return given.unwrap() if is_namedarray(given) else given
 
 
-def _frequencies(layer: Any, scaling: Any, size: int, side_inputs: dict[str, Any]) -> Any:
+def _frequencies(
+    layer: Any, scaling: Any, size: int, side_inputs: dict[str, Any], names: Names
+) -> Any:
+    """Frequencies of the pairs; along `names` first where the length differs from row to row."""
     user = type(layer).__name__
     if layer.frequencies is not None:
         names, frequencies = names_and_data(layer.frequencies, user)
@@ -159,11 +163,23 @@ def _frequencies(layer: Any, scaling: Any, size: int, side_inputs: dict[str, Any
                 "of features."
             )
         return frequencies
-    length = None
-    if scaling.needs_length:
-        length = required(side_inputs, layer.length_input_name, user)
-        length = length.unwrap() if is_namedarray(length) else length
-    return scaling.frequencies(size, layer.max_wavelength, length)
+    if not scaling.needs_length:
+        return scaling.frequencies(size, layer.max_wavelength)
+    length = required(side_inputs, layer.length_input_name, user)
+    if not is_namedarray(length):
+        return scaling.frequencies(size, layer.max_wavelength, length)
+    length_names, lengths = names_and_data(length, user)
+    if missing := [name for name in length_names if name not in names]:
+        raise ValueError(
+            f"{user}: the input must have every axis of the length ({layer.length_input_name!r}), but lacks "
+            f"{missing}: length.named_shape={length.named_shape}, input axes {names}. Give one length for "
+            "each row, or one for all."
+        )
+    of_length = functools.partial(scaling.frequencies, size, layer.max_wavelength)
+    for _ in length_names:
+        of_length = jax.vmap(of_length)
+    pairs = (*length_names, layer.embedding_axis)
+    return broadcast_against(pairs, of_length(lengths), (*names, layer.embedding_axis))
 
 
 def _turn(data: jax.Array, cos: jax.Array, sin: jax.Array, pairing: str) -> jax.Array:

@@ -246,8 +246,8 @@ class ApplyRoPE(Layer):
         pairing: `"halves"` pairs features i and i + d/2, `"interleaved"` pairs 2i and 2i + 1.
         angles_in_input_dtype: Whether cosines and sines, computed in float32, are cast to the dtype of
             the input before the products (as HuggingFace does) instead of the products afterwards.
-        length_input_name: Side input with the current length of the sequence (an integer or scalar
-            array), which only scalings that depend on it need.
+        length_input_name: Side input with the current length of the sequence (an integer, a scalar
+            array, or a named array with one for each row), which only scalings that depend on it need.
         frequencies: Replaces f_i by given ones: a named array whose one axis is `embedding_axis`, of
             size d/2. Inside a layer stack it may differ from layer to layer.
         attention_scale: Factor of cosines and sines instead of the scaling's, a number or a named array
