@@ -181,6 +181,9 @@ BAD_CONFIGS = [
     ("gpt2", {"n_head": 3}, "'n_embd' should be a multiple of 'n_head'; they are 16 and 3"),
     ("gpt2", {"add_cross_attention": True}, "'add_cross_attention' is True"),
     ("gpt2", {"activation_function": "tanh"}, "'activation_function' is 'tanh', an activation"),
+    ("llama", {"head_dim": 7}, r"rotated in pairs.*'head_dim' 7 and .* it is 7"),
+    ("phi3", {"partial_rotary_factor": 0.3}, "rotated in pairs.*'head_dim' 4 and .* it is 1"),
+    ("gpt_neox", {"rotary_pct": 1.5}, "at most the size of a head.* it is 6"),
     ("gpt_neox", {"num_attention_heads": 3}, "'hidden_size' should be a multiple of"),
 ]  # fmt: skip
 

@@ -25,16 +25,33 @@ class RotarySettings:
     """How positions enter a model.
 
     Attributes:
+      source: What to call the configuration in messages.
       base: The longest wavelength over 2π.
       scaling: Rule that stretches the frequencies; None for none.
       fraction: Share of a head's entries that are rotated.
       extra: Settings that only one family understands.
     """
 
+    source: str
     base: float
     scaling: RoPEScaling | None
     fraction: float = 1.0
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def rotated(self, head: int) -> int:
+        """How many entries of a head of this size are rotated.
+
+        Raises:
+          UnsupportedConfigError: They are more than there are, or do not make pairs.
+        """
+        count = int(head * self.fraction)
+        if count % 2 or not 0 <= count <= head:
+            raise UnsupportedConfigError(
+                f"{self.source}: the entries of a head are rotated in pairs, so their number should"
+                f" be even and at most the size of a head; with 'head_dim' {head} and"
+                f" 'partial_rotary_factor' {self.fraction} it is {count}."
+            )
+        return count
 
 
 def read_rotary(
@@ -99,7 +116,7 @@ def rotary_from_mapping(settings: Mapping[str, Any], longest: int, source: str) 
             f"{source}: rotary scaling of type {kind!r} has settings that are not understood:"
             f" {unknown}."
         )
-    return RotarySettings(base, scaling, fraction, left)
+    return RotarySettings(source, base, scaling, fraction, left)
 
 
 def _finite(value: Any) -> float:

@@ -151,7 +151,7 @@ def layer_pattern(reader: ConfigReader, window: int | None, default: list[bool])
 
 def rotary_fields(rotary: RotarySettings, head: int) -> dict[str, Any]:
     """Rotary settings as arguments of `LlamalikeTransformerConfig`."""
-    rotated = int(head * rotary.fraction)
+    rotated = rotary.rotated(head)
     return {
         "rope_wavelength": rotary.base,
         "rope_scaling": rotary.scaling,

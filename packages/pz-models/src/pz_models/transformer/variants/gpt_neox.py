@@ -344,7 +344,7 @@ def _read_config(reader: ConfigReader) -> GPTNeoXTransformerConfig:
         num_decoder_blocks=reader.positive("num_hidden_layers"),
         vocab_size=reader.positive("vocab_size"),
         activation_fn=read_activation(reader, "hidden_act", "gelu"),
-        rope_subset_size=int(width // heads * rotary.fraction),
+        rope_subset_size=rotary.rotated(width // heads),
         rope_wavelength=rotary.base,
         layernorm_epsilon=reader.get("layer_norm_eps", float, 1e-5),
         parameter_dtype=jnp.float32,
