@@ -67,6 +67,16 @@ def test_masks():
     assert (streaming == ((Q >= K) & (K >= 0) & ((Q - K < 2) | (K < 1)))).all()
 
 
+def test_the_fill_may_differ_by_head():
+    fill = nx.wrap(jnp.array([-1.0, -2.0]), "heads")
+    y = ApplyBidirectionalAttentionMask(fill)(
+        nx.zeros(LOGITS), token_positions=nx.wrap(POSITIONS, "seq")
+    )
+    assert axis_order(y) == list(LOGITS)
+    assert raw(y)[:, :, -1].tolist() == [[-1.0] * 5, [-2.0] * 5]
+    assert (raw(y)[:, :, :-1] == 0).all()
+
+
 def test_prefix_lengths_may_differ_by_row():
     layer = ApplyPrefixAttentionMask(-9.0)
     y = layer(

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,31 @@ from block_zoo import CountCalls, F, affine
 from nn_helpers import assert_close, named, raises, raw
 
 from pz_core.selectors import select
+from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, StateVariable, unbind_variables, variable_jit
 from pz_named import named_axes as nx
 from pz_nn.basic_ops import Elementwise
 from pz_nn.block_edits import ForSomeBlocks, edit_blocks
 from pz_nn.grouping import Identity, Sequential
+from pz_nn.layer import Layer
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import ConstantRescale
 from pz_nn.stack_surgery import unstack
 
 DEPTH = 3
+
+
+@pytree_dataclass
+class Holds(Layer):
+    """Holds something."""
+
+    content: Any
+
+    def __call__(self, x, /, **_side_inputs):
+        """Returns the input."""
+        return x
+
+
 call = variable_jit(lambda layer, x: layer(x, token_positions=nx.arange("seq", 3)))
 
 
@@ -112,6 +128,24 @@ def test_numbers_become_arrays_and_variables_keep_labels(key):
     assert [
         v.label for v in unbind_variables(edit_blocks(affine_stack, 0, halve_weights))[1]
     ] == labels
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (nx.ones({"f": 2}), nx.ones({"g": 2})),
+        (StateVariable(nx.ones({"f": 2}), label="a"), StateVariable(nx.ones({"f": 2}), label="b")),
+        (StateVariable(nx.ones({"f": 2}), label="a"), StateVariable(nx.ones({"f": 3}), label="a")),
+        (StateVariable(nx.ones({"f": 2}), label="a"), 1.0),
+        ("text", 1.0),
+    ],
+    ids=["names", "labels", "sizes", "variable or number", "text or number"],
+)
+def test_what_cannot_be_merged_is_chosen_between(first, second):
+    """The smallest layer around it is run in both forms."""
+    stack = LayerStack(Sequential([Holds(first)]), "blocks", 2)
+    edited = edit_blocks(stack, 0, lambda block: Sequential([Holds(second)]))
+    assert isinstance(edited.stacked_sublayers.sublayers[0], ForSomeBlocks)
 
 
 def test_state_in_both_branches():

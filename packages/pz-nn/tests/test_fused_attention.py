@@ -17,6 +17,7 @@ from pz_nn.attention import (
 from pz_nn.attention_bias import ApplyALiBi, SoftmaxWithSink, alibi_slopes
 from pz_nn.basic_ops import Elementwise, Softmax
 from pz_nn.combinators import Residual
+from pz_nn.contraction import NamedEinsum
 from pz_nn.fused_attention import FusedAttentionError, FusedMixValues, use_fused_attention
 from pz_nn.grouping import Identity, NamedGroup, Sequential
 from pz_nn.layer_stack import LayerStack
@@ -140,3 +141,34 @@ def test_sites_that_need_the_weights_are_refused():
         use_fused_attention(select(both))
     fused = use_fused_attention(select(both).at(lambda layers: layers[1]))
     assert select(fused).at_instances_of(FusedMixValues).count() == 1
+
+
+QUERY = {"heads": "h", "seq": "q", "p": "p"}
+KEY = {"heads": "h", "seq": "k", "p": "p"}
+LOGITS = {"heads": "h", "seq": "q", "kv_seq": "k"}
+
+
+@pytest.mark.parametrize(
+    "to_logits, mix",
+    [
+        (((QUERY, KEY, KEY), LOGITS), ((LOGITS, KEY), QUERY)),
+        (((QUERY, {**KEY, "seq": "q"}), {"heads": "h", "seq": "q"}), ((LOGITS, KEY), QUERY)),
+        (((QUERY, KEY), {**LOGITS, "p": "p"}), ((LOGITS, KEY), QUERY)),
+        (((QUERY, KEY), {"seq": "q", "kv_seq": "k"}), ((LOGITS, KEY), QUERY)),
+        (((QUERY, KEY), LOGITS), ((LOGITS, QUERY), KEY)),
+        (((QUERY, KEY), LOGITS), ((LOGITS, KEY), {**QUERY, "seq": "k"})),
+        (
+            ((QUERY, KEY), LOGITS),
+            ((LOGITS, {"heads": "h", "seq": "k"}), {"heads": "h", "seq": "q"}),
+        ),
+    ],
+)
+def test_other_einsums_are_refused(to_logits, mix):
+    def layer(to_logits, mix):
+        attn = Sequential([NamedEinsum(*to_logits), Softmax(("kv_seq",))])
+        return Attention(Identity(), Identity(), Identity(), attn, NamedEinsum(*mix))
+
+    with raises(FusedAttentionError, "the root", "not those of attention"):
+        use_fused_attention(select(layer(to_logits, mix)))
+    fused = use_fused_attention(select(layer(((QUERY, KEY), LOGITS), ((LOGITS, KEY), QUERY))))
+    assert fused.attn_value_to_output.sublayers[0].kv_token_axis == "kv_seq"

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from block_zoo import CAPACITY, F, H, P, attention, attention_block, caching
 from nn_helpers import assert_close, axis_order, named, raises, raw
 
+from pz_core.struct import pytree_dataclass
 from pz_core.variables import (
     Parameter,
     StateVariable,
@@ -17,6 +19,7 @@ from pz_core.variables import (
     variable_jit,
 )
 from pz_named import named_axes as nx
+from pz_nn._stacked_state import LayerWithStateInPlace
 from pz_nn.attention import ApplyCausalAttentionMask, KVCachingAttention
 from pz_nn.kv_cache import KVCacheOverflowError, kv_cache_overflows
 from pz_nn.layer_stack import LayerStack, LayerStackVarBehavior
@@ -198,6 +201,50 @@ def test_rows_may_end_at_different_places(key):
         assert_close(
             raw(y, "batch", "seq", "f")[row, 0], raw(expected, "batch", "seq", "f")[row, -1]
         )
+
+
+def test_keys_without_a_batch_axis_fill_every_row(key):
+    """Keys made of something that all rows share are repeated along the cache's axes."""
+    cached = cached_layer(key)
+    x = named(0, {"batch": 2, "seq": 3, "f": F})
+    to_key = cached.input_to_key
+    shared = dataclasses.replace(
+        cached, input_to_key=lambda x, **side: to_key(x[{"batch": 0}], **side)
+    )
+    shared(x, **side_inputs(0, 3, end=nx.wrap(0)))
+    filled = raw(cached.kv_cache.value[0])
+    assert (filled[0] == filled[1]).all()
+    assert (filled[..., :3] != 0).all()
+
+
+def test_state_in_a_stack_keeps_its_structure(key):
+    """What is updated in the stack's buffer cannot become something else in a block."""
+
+    @pytree_dataclass
+    class Replaces(LayerWithStateInPlace):
+        state: StateVariable
+        new: Any = dataclasses.field(metadata={"pytree_node": False})
+
+        def __call__(self, x, /, **_side_inputs):
+            self.state.value = self.new(self.state.value)
+            return x
+
+        def state_updated_in_place(self):
+            return (self.state,)
+
+        def prepare_for_stack(self, argument, side_inputs):
+            return side_inputs
+
+    def stack(new):
+        metadata = {"layerstack_axes": {"blocks": LayerStackVarBehavior.PER_LAYER}}
+        state = StateVariable(nx.zeros({"blocks": 2, "f": F}), label="s", metadata=metadata)
+        return LayerStack(Replaces(state, new), "blocks", 2)
+
+    with raises(TypeError, "'s'", "structure must stay"):
+        stack(lambda value: (value, value))(nx.ones({"f": F}))
+    kept = stack(lambda value: value + 1)
+    kept(nx.ones({"f": F}))
+    assert (raw(kept.stacked_sublayers.state.value) == 1).all()
 
 
 # --- room -------------------------------------------------------------------------------------------

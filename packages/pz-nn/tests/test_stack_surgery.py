@@ -225,6 +225,57 @@ def test_blocks_of_one_kind_make_a_plain_stack_in_every_form(key):
         )
 
 
+def test_scanned_form_of_given_frequencies_and_equal_settings():
+    """Blocks that differ in given frequencies alone, beside masks and identities that do not."""
+    frequencies = [nx.wrap(jnp.array(pair), "p") for pair in ([1.0, 0.1], [0.5, 0.2])]
+    blocks = [
+        Residual(
+            Sequential(
+                [
+                    ApplyRoPE("p", 1.0, "token_positions", 2.0, frequencies=given),
+                    Identity(),
+                    Elementwise(jnp.tanh),
+                ]
+            )
+        )
+        for given in frequencies
+    ]
+    x, side = named(0, {"seq": 3, "p": P}), {"token_positions": nx.arange("seq", 3)}
+    expected = raw(call(Sequential(blocks), x, side))
+    for form in ("scanned", "super_block"):
+        assert_close(raw(call(restack(blocks, "blocks", form), x, side)), expected)
+    masks = [ApplyCausalAttentionMask(-1e30), ApplyCausalAttentionMask(-1e30)]
+    assert restack(masks, "blocks", "scanned").stacked_sublayers == masks[0]
+
+
+def test_blocks_with_plain_arrays_have_a_period(key):
+    def block(number):
+        return Sequential([jnp.full(2, float(number)), nx.ones({"f": 2 + number})])
+
+    stack = restack([block(i % 2) for i in range(4)], "blocks", "super_block")
+    assert [kind.sublayers[1].named_shape for kind in stack.stacked_sublayers.sublayers] == [
+        {"blocks": 2, "f": 2},
+        {"blocks": 2, "f": 3},
+    ]
+
+
+def test_variables_in_nested_stacks_and_arrays_come_apart(key):
+    def inner(name, init_base_rng):
+        def counting(name, init_base_rng):
+            return CountCalls(StateVariable(nx.wrap(jnp.array(0.0)), label=f"{name}/n"))
+
+        return LayerStack.from_sublayer_builder(counting, "inner", 2, init_base_rng, {"name": name})
+
+    stack = stack_of(inner, key, 2)
+    (count,) = unbind_variables(unstack(stack).sublayers[0])[1]
+    assert count.value.named_shape == {"inner": 2}
+    assert count.metadata["layerstack_axes"] == {"inner": LayerStackVarBehavior.PER_LAYER}
+    plain = LayerStack(Sequential([nx.arange("blocks", 2), jnp.ones(3)]), "blocks", 2)
+    parts = [block.sublayers for block in unstack(plain).sublayers]
+    assert [int(part[0].unwrap()) for part in parts] == [0, 1]
+    assert parts[0][1] is plain.stacked_sublayers.sublayers[1]
+
+
 def test_scanned_form_without_arrays_needs_sizes():
     blocks = [ApplyRoPE("p", wavelength, "token_positions") for wavelength in (10.0, 1000.0)]
     with raises(ValueError, "'p'", "axis_sizes"):

@@ -138,7 +138,8 @@ def _unify_masks(masks: list[Any]) -> list[Any]:
 def _unify_rotary(where: str, layers: list[Any], known: _Known) -> list[Any]:
     rotary = [layer for layer in layers if not isinstance(layer, Identity)]
     settings = [_without_frequencies(layer) for layer in rotary]
-    if len(rotary) == len(layers) and all(layer == layers[0] for layer in layers):
+    # Layers that hold arrays have no single truth of equality; those stay arrays in any case.
+    if not jax.tree.leaves(layers) and all(layer == layers[0] for layer in layers):
         return layers
     if any(setting != settings[0] for setting in settings):
         raise ValueError(

@@ -23,7 +23,8 @@ import jax
 from pz_core.selectors import Selection
 from pz_core.struct import Struct, pytree_dataclass
 from pz_named import named_axes as nx
-from pz_nn._einsum import as_mapping
+from pz_nn._attention_roles import attention_roles
+from pz_nn._axes import as_names
 from pz_nn.attention import Attention, KVCachingAttention
 from pz_nn.attention_bias import ApplyAttentionBias
 from pz_nn.attention_masks import ApplyAttentionMask
@@ -180,8 +181,6 @@ def _grouped(
     array: nx.NamedArrayBase, batch: Mapping[Any, int], token: str, heads: Sequence[str], last: str
 ) -> jax.Array:
     """An array as {batch, tokens, heads, features}."""
-    if any(name not in array.named_shape for name in batch):
-        array = array.broadcast_to((), batch)
     data = array.unwrap(*batch, token, *heads, last)
     shape = array.named_shape
     grouped: jax.Array = data.reshape(
@@ -232,19 +231,16 @@ def _fused(layer: Any, where: str, implementation: Any) -> Any:
     biases, masks = _biases_and_masks(parts, softmax, where)
     if not isinstance(to_logits, NamedEinsum) or not isinstance(mix, NamedEinsum):
         _refuse(where, "logits or mixed values are not made by a NamedEinsum")
-    axes = _roles(to_logits, mix)
-    if axes is None:
+    roles = attention_roles(to_logits, mix)
+    if roles is None:
         _refuse(where, "its einsums are not those of attention")
-    if not isinstance(softmax, Softmax) or softmax.axes not in (
-        axes["kv_token_axis"],
-        (axes["kv_token_axis"],),
-    ):
+    if not isinstance(softmax, Softmax) or as_names(softmax.axes) != (roles.kv_token_axis,):
         _refuse(where, f"the weights are made by {type(softmax).__name__}")
     return dataclasses.replace(
         layer,
         query_key_to_attn=PrepareAttention(biases, masks),
         attn_value_to_output=Sequential(
-            [FusedMixValues(**axes, implementation=implementation), *rest]
+            [FusedMixValues(*roles, implementation=implementation), *rest]
         ),
     )
 
@@ -282,50 +278,3 @@ def _flat(part: Any) -> list[Any]:
     if not is_sequential_or_named(part):
         return [part]
     return [layer for sublayer in part.sublayers for layer in _flat(sublayer)]
-
-
-def _roles(to_logits: NamedEinsum, mix: NamedEinsum) -> dict[str, Any] | None:
-    """The axes of two einsums by their roles; None if they are not those of attention."""
-    specs = [as_mapping(spec) for spec in (*to_logits.input_axes, to_logits.output_axes)]
-    mixing = [as_mapping(spec) for spec in (*mix.input_axes, mix.output_axes)]
-    if len(specs) != 3 or len(mixing) != 3:
-        return None
-    query, key, logits = specs
-    weights, value, output = mixing
-    summed = [n for n, i in query.items() if i in key.values() and i not in logits.values()]
-    key_tokens = [n for n, i in key.items() if i not in query.values()]
-    shared = [n for n, i in query.items() if key.get(n) == i and i in logits.values()]
-    if len(summed) != 1 or len(key_tokens) != 1 or key_tokens[0] not in query:
-        return None
-    token, feature = key_tokens[0], summed[0]
-    kv_token = [n for n, i in logits.items() if i == key[token]]
-    query_heads = [n for n in query if n not in (*shared, token, feature)]
-    value_axis = [n for n in value if n not in (*shared, token)]
-    expected = [
-        len(kv_token) == 1 and len(value_axis) == 1,
-        {**dict.fromkeys((*shared, *query_heads, token))}.keys() | set(kv_token) == logits.keys(),
-        all(logits.get(n) == query[n] for n in (*shared, *query_heads, token)),
-        set(weights) == set(logits) and len(set(weights.values())) == len(weights),
-    ]
-    if not all(expected):
-        return None
-    renamed = {n: weights[n] for n in (*shared, *query_heads, token)}
-    matches = [
-        value
-        == {
-            **{n: weights[n] for n in shared},
-            token: weights[kv_token[0]],
-            value_axis[0]: value[value_axis[0]],
-        },
-        output == {**renamed, value_axis[0]: value[value_axis[0]]},
-    ]
-    if not all(matches):
-        return None
-    return {
-        "token_axis": token,
-        "kv_token_axis": kv_token[0],
-        "shared_head_axes": tuple(shared),
-        "query_head_axes": tuple(query_heads),
-        "feature_axis": feature,
-        "value_axis": value_axis[0],
-    }
