@@ -39,7 +39,8 @@ OLDEST_JAX = ("jax==0.8.0", "jaxlib==0.8.0")
 TEST_TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6")
 # What tests the umbrella by itself, without the repository around it.
 UMBRELLA_TESTS = tuple(
-    f"integration_tests/test_{name}.py" for name in ("guide", "umbrella", "v2_programs")
+    f"integration_tests/{name}.py"
+    for name in ("conftest", "test_guide", "test_umbrella", "test_v2_programs")
 )
 
 
