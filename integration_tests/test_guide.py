@@ -345,7 +345,7 @@ def test_loading_gemma_in_shards():
     metadata = checkpointer.metadata(ckpt_path)
 
     n_devices = jax.local_device_count()
-    mesh = jax.make_mesh((n_devices,), ("devices",))
+    mesh = jax.make_mesh((n_devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     restore_args = jax.tree_util.tree_map(
         lambda m: orbax.checkpoint.ArrayRestoreArgs(
             restore_type=jax.Array,

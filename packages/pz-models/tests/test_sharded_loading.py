@@ -22,13 +22,19 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pz_core.variables import unbind_params
+from pz_core.variables import freeze_params, unbind_params
 from pz_models import load, save_huggingface
+from pz_named import named_axes as nx
 from pz_models.transformer.variants.gemma import gemma_from_pretrained_checkpoint
 
 folder, flax_folder = sys.argv[1:]
-mesh = jax.make_mesh((4, 2), ("data", "model"))
+# Explicit axes are what newer versions of JAX make by default; older ones warn of that.
+explicit = (jax.sharding.AxisType.Explicit,)
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=explicit * 2)
 rules = {"neurons": "model", "vocabulary": ("data", "model"), "head_groups": "model"}
+logits = jax.jit(lambda model, ids: model(nx.wrap(ids, "seq")).unwrap("seq", "vocabulary"))
+ids = np.array([1, 5, 2])
+expected_logits = logits(freeze_params(load(folder)), ids)
 plain = {p.label: p.value for p in unbind_params(load(folder))[1]}
 for stacked in (False, True):
     model = load(folder, mesh=mesh, axis_name_to_mesh_name=rules, use_layer_stack=stacked)
@@ -41,13 +47,14 @@ for stacked in (False, True):
         assert array.sharding.is_equivalent_to(expected, array.ndim), parameter.label
         if parameter.label in plain:
             np.testing.assert_array_equal(array, plain[parameter.label].unwrap(*names))
+    np.testing.assert_allclose(logits(freeze_params(model), ids), expected_logits, atol=1e-5)
     save_huggingface(model, f"{folder}-{stacked}")
     for parameter in unbind_params(load(f"{folder}-{stacked}"))[1]:
         assert (parameter.value.data_array == plain[parameter.label].data_array).all()
 print("loaded")
 
 # Without rules, axis names are the names of mesh axes.
-one = jax.make_mesh((2,), ("neurons",), devices=jax.devices()[:2])
+one = jax.make_mesh((2,), ("neurons",), axis_types=explicit, devices=jax.devices()[:2])
 values = {p.label: p.value for p in unbind_params(load(folder, mesh=one))[1]}
 gate = values["transformer/block_0/mlp/gating_linear.weights"].unwrap("neurons", "embedding")
 assert gate.sharding.spec == PartitionSpec("neurons"), gate.sharding
@@ -58,7 +65,7 @@ if flax_folder != "-":
     # The guide's sharded restore, over the last axis of every parameter.
     checkpointer = orbax.checkpoint.PyTreeCheckpointer()
     metadata = checkpointer.metadata(flax_folder)
-    line = jax.make_mesh((jax.local_device_count(),), ("all",))
+    line = jax.make_mesh((jax.local_device_count(),), ("all",), axis_types=explicit)
     restore_args = jax.tree_util.tree_map(
         lambda m: orbax.checkpoint.ArrayRestoreArgs(
             restore_type=jax.Array,
@@ -74,6 +81,7 @@ if flax_folder != "-":
         for parameter in unbind_params(model)[1]:
             array = parameter.value.data_array
             assert array.sharding.shard_shape(array.shape) != array.shape, parameter.label
+        assert np.isfinite(logits(freeze_params(model), ids)).all()
     print("restored")
 """
 
@@ -143,7 +151,7 @@ def test_rules_that_do_not_fit_are_named_before_anything_is_read(name, monkeypat
     rules, message = BAD_RULES[name]
     checkpoint = _checkpoint()
     monkeypatch.setattr(RandomCheckpoint, "read_into", None)
-    mesh = jax.make_mesh((1,), ("one",))
+    mesh = jax.make_mesh((1,), ("one",), axis_types=(jax.sharding.AxisType.Auto,))
     with pytest.raises(ValueError, match=message):
         model_from_checkpoint(checkpoint, mesh=mesh, axis_name_to_mesh_name=rules)
 
@@ -160,7 +168,7 @@ def test_a_size_that_the_mesh_does_not_divide_is_named():
 
 def test_one_device_of_a_mesh_gives_the_same_model(tmp_path):
     save_huggingface(model_from_checkpoint(_checkpoint()), tmp_path)
-    mesh = jax.make_mesh((1,), ("one",))
+    mesh = jax.make_mesh((1,), ("one",), axis_types=(jax.sharding.AxisType.Explicit,))
     placed = load(tmp_path, mesh=mesh, axis_name_to_mesh_name={"neurons": "one"})
     for mine, theirs in zip(
         unbind_params(placed)[1], unbind_params(load(tmp_path))[1], strict=True

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["AxisRules", "Placement", "placement_on"]
+__all__ = ["AxisRules", "Placement", "placement_on", "with_automatic_axes"]
 
 AxisRules: TypeAlias = Mapping[Any, str | tuple[str, ...] | None]
 """For each axis name, the mesh axis or axes it is spread over; None keeps it whole."""
@@ -24,7 +24,8 @@ def placement_on(
     """Puts each parameter straight onto its shards; every rule is checked before the first.
 
     Args:
-      mesh: The mesh of devices.
+      mesh: The mesh of devices, whose axes are used as `AxisType.Auto` whatever they are: layers
+        leave it to the compiler how what they compute is spread.
       rules: For each axis name the mesh axis or axes it is spread over; axes without a rule are
         kept whole on every device. None means that axis names are the names of mesh axes.
       parameters: Label -> named shape of what will be placed.
@@ -33,6 +34,7 @@ def placement_on(
       ValueError: A rule names an unknown mesh axis, two axes of one parameter share a mesh axis, or
         a size is not divisible.
     """
+    mesh = _automatic(mesh)
     rules = {name: name for name in mesh.axis_names} if rules is None else rules
     shardings = {label: _sharding(label, axes, mesh, rules) for label, axes in parameters.items()}
 
@@ -44,6 +46,24 @@ def placement_on(
         return placed
 
     return place
+
+
+def with_automatic_axes(array: jax.Array) -> jax.Array:
+    """The same array on the same shards, of a mesh whose axes are `AxisType.Auto`."""
+    old = array.sharding
+    if not isinstance(old, NamedSharding) or (mesh := _automatic(old.mesh)) is old.mesh:
+        return array
+    sharding = NamedSharding(mesh, old.spec)
+    placed: jax.Array = jax.device_put(array, sharding)
+    return placed
+
+
+def _automatic(mesh: Any) -> Any:
+    """The mesh with `AxisType.Auto`; since jax 0.9 `make_mesh` makes explicit axes by default."""
+    if not isinstance(mesh, Mesh) or all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def _sharding(label: str, axes: Mapping[str, int], mesh: Any, rules: AxisRules) -> NamedSharding:

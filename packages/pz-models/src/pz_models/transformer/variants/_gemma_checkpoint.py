@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pz_core.variables import Parameter
+from pz_models._placement import with_automatic_axes
 from pz_models._suggestions import near_misses
 from pz_models.errors import CheckpointError
 from pz_named import named_axes as nx
@@ -287,7 +288,8 @@ class GemmaArrays:
                 f"{'' if index is None else ' in each of its parts'}."
             )
         # JAX arrays stay on their devices; what is not one is copied, since its owner may change it.
-        value = array if isinstance(array, jax.Array) else jnp.array(array)
+        is_placed = isinstance(array, jax.Array)
+        value = with_automatic_axes(array) if is_placed else jnp.array(array)
         value = value if index is None else value[index]
         return nx.wrap(value if shape == sizes else value.reshape(sizes), *names)
 
