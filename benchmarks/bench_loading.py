@@ -74,6 +74,7 @@ def _with_the_library() -> list[jax.Array]:
 def _with_huggingface() -> Any:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     return transformers.AutoModelForCausalLM.from_pretrained(_folder()).num_parameters()
 
 
