@@ -198,6 +198,7 @@ def test_edits_that_no_file_can_express_are_named_and_nothing_is_written(name, t
 def test_a_model_is_replaced_only_on_request_and_other_files_stay(tmp_path):
     _, model = _loaded("llama")
     (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("of somebody else")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "log.txt").write_text("x")
     save_huggingface(model, tmp_path, max_shard_bytes=4000)
@@ -205,7 +206,9 @@ def test_a_model_is_replaced_only_on_request_and_other_files_stay(tmp_path):
         save_huggingface(model, tmp_path)
     save_huggingface(model, tmp_path, overwrite=True)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["config.json", "model.safetensors", "runs", "tokenizer.json"]
+    assert names == [
+        "adapter_model.safetensors", "config.json", "model.safetensors", "runs", "tokenizer.json"
+    ]  # fmt: skip
     assert (tmp_path / "runs" / "log.txt").read_text() == "x"
 
 

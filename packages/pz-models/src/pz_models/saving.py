@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_huggingface"]
 
+_MODEL_FILES = r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 _DTYPES = {
     np.dtype(np.float32): "float32",
     np.dtype(ml_dtypes.bfloat16): "bfloat16",
@@ -102,7 +104,8 @@ def save_huggingface(
 
 
 def _is_model_file(name: str) -> bool:
-    return name in ("config.json", "model.safetensors.index.json") or name.endswith(".safetensors")
+    """Whether a file is part of a model as it is written here; adapters and others are not."""
+    return re.fullmatch(_MODEL_FILES, name) is not None
 
 
 class _Tensors:
