@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
-from pz_nn import _attention_builder, _cache_writes
+from pz_nn import _attention_builder, _cache_building, _cache_writes
 from pz_nn.attention_masks import (
     ApplyAttentionMask,
     ApplyCausalAttentionMask,
@@ -286,20 +286,15 @@ class KVCachingAttention(CachingLayer):
             The layer, its caches zeros: axes of stacks first, the token axis last in the keys and before
             the last in the values.
         """
-        return cls(
-            input_to_query=original.input_to_query,
-            input_to_key=original.input_to_key,
-            input_to_value=original.input_to_value,
-            query_key_to_attn=original.query_key_to_attn,
-            attn_value_to_output=original.attn_value_to_output,
-            sequence_axis=sequence_axis,
-            kv_cache_end_index_key=cache_end_index_key,
-            kv_cache=_cache_writes.empty_cache(
-                (sequence_axis, cache_len),
-                cached_axes,
-                cached_axes if value_axes is None else value_axes,
-                layerstack_axes or {},
-                cache_dtype,
-                cache_label,
-            ),
+        fields = _cache_building.cached_fields(
+            f"{cls.__name__}.from_uncached",
+            original,
+            (sequence_axis, cache_len),
+            cached_axes,
+            value_axes,
+            layerstack_axes,
+            cache_end_index_key,
+            cache_dtype,
+            cache_label,
         )
+        return cls(**fields)

@@ -89,14 +89,7 @@ class TrainingBatchNorm(Layer):
 
     def for_inference(self) -> InferenceBatchNorm:
         """The form that uses the running statistics and changes nothing."""
-        return InferenceBatchNorm(
-            self.running_mean,
-            self.running_variance,
-            self.feature_axes,
-            self.update_rate,
-            self.epsilon,
-            self.compute_dtype,
-        )
+        return InferenceBatchNorm(**self.attributes_dict())
 
 
 @pytree_dataclass
@@ -131,28 +124,20 @@ class InferenceBatchNorm(Layer):
         Raises:
             ValueError: If a feature axis is missing.
         """
-        names, data = names_and_data(value, "InferenceBatchNorm")
-        axis_indices(names, self.feature_axes, "InferenceBatchNorm")
+        user = "InferenceBatchNorm"
+        names, data = names_and_data(value, user)
+        axis_indices(names, self.feature_axes, user)
         data, result_dtype = upcast(data, self.compute_dtype)
-        mean = broadcast_against(
-            *names_and_data(self.running_mean.value, "InferenceBatchNorm"), names
-        )
-        variance = broadcast_against(
-            *names_and_data(self.running_variance.value, "InferenceBatchNorm"), names
+        mean, variance = (
+            broadcast_against(*names_and_data(statistic.value, user), names)
+            for statistic in (self.running_mean, self.running_variance)
         )
         result = (data - mean) * jax.lax.rsqrt(variance.astype(data.dtype) + self.epsilon)
         return with_names(names, cast(result, result_dtype))
 
     def for_training(self) -> TrainingBatchNorm:
         """The form that uses the statistics of the batch and updates the running ones."""
-        return TrainingBatchNorm(
-            self.running_mean,
-            self.running_variance,
-            self.feature_axes,
-            self.update_rate,
-            self.epsilon,
-            self.compute_dtype,
-        )
+        return TrainingBatchNorm(**self.attributes_dict())
 
 
 @pytree_dataclass

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -218,15 +218,11 @@ def _dimension_numbers(dimensions: int) -> jax.lax.ConvDimensionNumbers:
     return jax.lax.ConvDimensionNumbers(features_last, kernel, features_last)
 
 
-@pytree_dataclass
-class Conv(Sequential):
-    """Convolution, with a bias unless built without one.
-
-    Attributes:
-        sublayers: A `ConvOperator`, the renaming of its outputs (if any) and an `AddBias` (if any).
-    """
+class _Convolution(Sequential):
+    """What `Conv` and `ConvTranspose` share: their builder."""
 
     sublayers: list[Any]
+    _operator: ClassVar[type[ConvOperator] | type[ConvTransposeOperator]]
 
     @classmethod
     def from_config(
@@ -244,7 +240,7 @@ class Conv(Sequential):
         initializer: LinearOperatorWeightInitializer = xavier_uniform_initializer,
         bias_initializer: LinearOperatorWeightInitializer = zero_initializer,
         dtype: Any = jnp.float32,
-    ) -> Conv:
+    ) -> Self:
         """Builds a convolution.
 
         Args:
@@ -255,8 +251,10 @@ class Conv(Sequential):
             window: Axes to slide over, with the size of the window.
             parallel_axes: Axes with an operator for each index (groups).
             strides: A number, or one for each window axis by name.
-            padding: `"SAME"` (the output has size ⌈input / stride⌉), `"VALID"` (no padding), `"CAUSAL"`
-                (only before, so no output sees what comes after it), or (low, high) by axis.
+            padding: Of a `Conv`: `"SAME"` (the output has size ⌈input / stride⌉), `"VALID"` (no padding),
+                `"CAUSAL"` (only before, so no output sees what comes after it), or (low, high) by axis.
+                Of a `ConvTranspose`: `"SAME"` (the output is `stride` times as long), `"VALID"`
+                (everything), or what to cut off, (low, high) by axis.
             dilation: A number, or one for each window axis by name.
             use_bias: Whether there is a bias.
             initializer: Draws the weights.
@@ -269,17 +267,59 @@ class Conv(Sequential):
         Raises:
             ValueError: If groups of axes overlap or a setting names no window axis.
         """
-        return cls(
-            _sublayers(
-                ConvOperator, name, init_base_rng, input_axes, output_axes, window,
-                parallel_axes or {}, strides, padding, dilation, use_bias, initializer,
-                bias_initializer, dtype,
+        user, parallel = f"{cls.__name__}.from_config({name!r})", parallel_axes or {}
+        primed = primed_output_names(
+            user, input_axes, output_axes, {**parallel, **window}, {}, may_rename=True
+        )
+        weight_output_axes = {primed.get(n, n): size for n, size in output_axes.items()}
+        weights = make_parameter(
+            f"{name}/Conv.weights",
+            init_base_rng,
+            initializer,
+            input_axes=input_axes,
+            output_axes=weight_output_axes,
+            parallel_axes=parallel,
+            convolution_spatial_axes=window,
+            dtype=dtype,
+        )
+        operator = cls._operator(
+            weights,
+            tuple(input_axes),
+            tuple(weight_output_axes),
+            tuple(window),
+            per_axis(strides, window, "strides", user),
+            _windows.checked_padding(padding, window, user),
+            per_axis(dilation, window, "dilation", user),
+        )
+        sublayers: list[Any] = [operator]
+        if primed:
+            sublayers.append(RenameAxes(tuple(primed.values()), tuple(primed)))
+        if use_bias:
+            bias = AddBias.from_config(
+                f"{name}/AddBias",
+                init_base_rng,
+                {**parallel, **output_axes},
+                initializer=bias_initializer,
+                dtype=dtype,
             )
-        )  # fmt: skip
+            sublayers.append(bias)
+        return cls(sublayers)
 
 
 @pytree_dataclass
-class ConvTranspose(Sequential):
+class Conv(_Convolution):
+    """Convolution, with a bias unless built without one.
+
+    Attributes:
+        sublayers: A `ConvOperator`, the renaming of its outputs (if any) and an `AddBias` (if any).
+    """
+
+    sublayers: list[Any]
+    _operator: ClassVar[Any] = ConvOperator
+
+
+@pytree_dataclass
+class ConvTranspose(_Convolution):
     """Transposed convolution, with a bias unless built without one.
 
     Attributes:
@@ -287,104 +327,4 @@ class ConvTranspose(Sequential):
     """
 
     sublayers: list[Any]
-
-    @classmethod
-    def from_config(
-        cls,
-        name: str,
-        init_base_rng: jax.Array | None,
-        input_axes: AxisSizes,
-        output_axes: AxisSizes,
-        window: AxisSizes,
-        parallel_axes: AxisSizes | None = None,
-        strides: AxisSettings = 1,
-        padding: str | dict[str, tuple[int, int]] = "SAME",
-        dilation: AxisSettings = 1,
-        use_bias: bool = True,
-        initializer: LinearOperatorWeightInitializer = xavier_uniform_initializer,
-        bias_initializer: LinearOperatorWeightInitializer = zero_initializer,
-        dtype: Any = jnp.float32,
-    ) -> ConvTranspose:
-        """Builds a transposed convolution.
-
-        Args:
-            name: Name of the layer; labels are `{name}/Conv.weights` and `{name}/AddBias.bias`.
-            init_base_rng: Key of the model, or None for slots.
-            input_axes: Axes to sum over, with sizes.
-            output_axes: Axes to make.
-            window: Axes to slide over, with the size of the window.
-            parallel_axes: Axes with an operator for each index (groups).
-            strides: A number, or one for each window axis by name.
-            padding: `"SAME"` (the output is `stride` times as long), `"VALID"` (everything), or what to
-                cut off, (low, high) by axis.
-            dilation: A number, or one for each window axis by name.
-            use_bias: Whether there is a bias.
-            initializer: Draws the weights.
-            bias_initializer: Draws the bias.
-            dtype: Dtype of both.
-
-        Returns:
-            The layer.
-
-        Raises:
-            ValueError: If groups of axes overlap or a setting names no window axis.
-        """
-        return cls(
-            _sublayers(
-                ConvTransposeOperator, name, init_base_rng, input_axes, output_axes, window,
-                parallel_axes or {}, strides, padding, dilation, use_bias, initializer,
-                bias_initializer, dtype,
-            )
-        )  # fmt: skip
-
-
-def _sublayers(
-    operator_class: type[ConvOperator] | type[ConvTransposeOperator],
-    name: str,
-    init_base_rng: jax.Array | None,
-    input_axes: AxisSizes,
-    output_axes: AxisSizes,
-    window: AxisSizes,
-    parallel_axes: AxisSizes,
-    strides: AxisSettings,
-    padding: str | dict[str, tuple[int, int]],
-    dilation: AxisSettings,
-    use_bias: bool,
-    initializer: LinearOperatorWeightInitializer,
-    bias_initializer: LinearOperatorWeightInitializer,
-    dtype: Any,
-) -> list[Any]:
-    user = f"{operator_class.__name__.removesuffix('Operator')}.from_config({name!r})"
-    others = {**parallel_axes, **window}
-    primed = primed_output_names(user, input_axes, output_axes, others, {}, may_rename=True)
-    weight_output_axes = {primed.get(n, n): size for n, size in output_axes.items()}
-    weights = make_parameter(
-        f"{name}/Conv.weights",
-        init_base_rng,
-        initializer,
-        input_axes=input_axes,
-        output_axes=weight_output_axes,
-        parallel_axes=parallel_axes,
-        convolution_spatial_axes=window,
-        dtype=dtype,
-    )
-    operator = operator_class(
-        weights,
-        tuple(input_axes),
-        tuple(weight_output_axes),
-        tuple(window),
-        per_axis(strides, window, "strides", user),
-        _windows.checked_padding(padding, window, user),
-        per_axis(dilation, window, "dilation", user),
-    )
-    sublayers: list[Any] = [operator]
-    if primed:
-        sublayers.append(RenameAxes(tuple(primed.values()), tuple(primed)))
-    if use_bias:
-        biased = {**parallel_axes, **output_axes}
-        sublayers.append(
-            AddBias.from_config(
-                f"{name}/AddBias", init_base_rng, biased, initializer=bias_initializer, dtype=dtype
-            )
-        )
-    return sublayers
+    _operator: ClassVar[Any] = ConvTransposeOperator

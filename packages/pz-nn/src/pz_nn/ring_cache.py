@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
 from pz_named import named_axes as nx
-from pz_nn import _cache_writes
+from pz_nn import _cache_building, _cache_writes
 from pz_nn._attention_positions import named_side_input
 from pz_nn.attention import Attention
 from pz_nn.attention_masks import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
@@ -171,26 +171,21 @@ class RingKVCachingAttention(CachingLayer):
         Raises:
             ValueError: If the layer has no sliding window, or one larger than the ring.
         """
-        return cls(
-            input_to_query=original.input_to_query,
-            input_to_key=original.input_to_key,
-            input_to_value=original.input_to_value,
-            query_key_to_attn=_with_window(
-                original.query_key_to_attn, cache_len, kv_positions_input_name
-            ),
-            attn_value_to_output=original.attn_value_to_output,
-            sequence_axis=sequence_axis,
-            kv_cache_end_index_key=cache_end_index_key,
-            kv_positions_input_name=kv_positions_input_name,
-            kv_cache=_cache_writes.empty_cache(
-                (sequence_axis, cache_len),
-                cached_axes,
-                cached_axes if value_axes is None else value_axes,
-                layerstack_axes or {},
-                cache_dtype,
-                cache_label,
-            ),
+        fields = _cache_building.cached_fields(
+            f"{cls.__name__}.from_uncached",
+            original,
+            (sequence_axis, cache_len),
+            cached_axes,
+            value_axes,
+            layerstack_axes,
+            cache_end_index_key,
+            cache_dtype,
+            cache_label,
         )
+        fields["query_key_to_attn"] = _with_window(
+            original.query_key_to_attn, cache_len, kv_positions_input_name
+        )
+        return cls(**fields, kv_positions_input_name=kv_positions_input_name)
 
 
 def _tokens_in_ring(last: Any, axis: str, capacity: int) -> Any:
