@@ -109,6 +109,20 @@ def test_sharded_init_equals_the_ordinary_one():
     assert int(counting.count.value) == 0
 
 
+def test_explicit_meshes_are_used_as_automatic_ones():
+    explicit = jax.make_mesh(
+        (1, 1), ("foo", "bar"), axis_types=(jax.sharding.AxisType.Explicit,) * 2
+    )
+    rules = {"neurons": "bar", "embedding": "foo"}
+    placed = shard_model(tm.block(tm.key()), explicit, rules)
+    made = sharded_init(tm.block, tm.key(), mesh=explicit, axis_name_to_mesh_name=rules)
+    plain = tm.random_input(batch=2, embedding=4)
+    x = name_to_name_device_put(plain, explicit, {"batch": "foo"})
+    for model in (placed, made):
+        tm.assert_trees_close(model(x), tm.block(tm.key())(plain))
+    tm.assert_trees_close(ConstrainShardingByName(explicit, rules)(x), plain)
+
+
 def test_constraints_pass_values_through():
     x = tm.random_input(a=4)
     for layer in (

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["AxisRules", "mesh_axes_for", "transformer_rules"]
+from jax.sharding import AxisType, Mesh
+
+__all__ = ["AxisRules", "automatic_mesh", "mesh_axes_for", "transformer_rules"]
 
 AxisRules: TypeAlias = Mapping[Any, str | tuple[str, ...] | None]
 """For each axis name, the mesh axis or axes it is spread over; None keeps it whole."""
@@ -53,6 +55,17 @@ def transformer_rules(
         heads = ("heads", "head_groups") if grouped_heads else ("heads", "query_heads")
         rules |= {name: tensor for name in ("neurons", "vocabulary", *heads)}
     return rules
+
+
+def automatic_mesh(mesh: Any) -> Any:
+    """The mesh with `AxisType.Auto`: layers leave it to the compiler how results are spread.
+
+    Since jax 0.9 `jax.make_mesh` makes explicit axes by default, which ask for that in each operation.
+    """
+    if not isinstance(mesh, Mesh) or all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
 def mesh_axes_for(

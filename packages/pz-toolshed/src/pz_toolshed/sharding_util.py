@@ -37,7 +37,12 @@ from pz_toolshed._array_leaves import (
     split_arrays,
     with_data,
 )
-from pz_toolshed._axis_rules import AxisRules, mesh_axes_for, transformer_rules
+from pz_toolshed._axis_rules import (
+    AxisRules,
+    automatic_mesh,
+    mesh_axes_for,
+    transformer_rules,
+)
 
 __all__ = [
     "AxisRules",
@@ -81,7 +86,7 @@ def name_to_name_sharding(
 
     Args:
       tree: Named arrays, concrete or abstract (`jax.eval_shape`). Their data is not touched.
-      mesh: The mesh of devices.
+      mesh: The mesh of devices. Its axes are used as `AxisType.Auto`, whatever they are.
       axis_name_to_mesh_name: For each axis name, the mesh axis (or tuple of mesh axes) it is spread
         over. Axes without an entry, and positional axes, are kept whole on every device. Default:
         axis names are the mesh axis names.
@@ -96,6 +101,7 @@ def name_to_name_sharding(
       ValueError: If a leaf is no named array (unless ignored), a mesh axis is unknown or used
         twice by one array, or an axis size is not divisible by its mesh axes.
     """
+    mesh = automatic_mesh(mesh)
     rules = _default_rules(mesh) if axis_name_to_mesh_name is None else axis_name_to_mesh_name
 
     def for_leaf(path: Any, leaf: Any) -> Any:
@@ -139,7 +145,7 @@ def name_to_name_device_put(
 
     Args:
       tree: Named arrays.
-      mesh: The mesh of devices.
+      mesh: As in `name_to_name_sharding`.
       axis_name_to_mesh_name: As in `name_to_name_sharding`.
 
     Returns:
@@ -159,7 +165,7 @@ def shard_model(tree: Any, mesh: Any, axis_name_to_mesh_name: AxisRules | None =
 
     Args:
       tree: Any pytree, variables included. It does not change.
-      mesh: The mesh of devices.
+      mesh: As in `name_to_name_sharding`.
       axis_name_to_mesh_name: As in `name_to_name_sharding`.
 
     Returns:
@@ -184,6 +190,7 @@ def _placed(array: Any, sharding: NamedSharding) -> Any:
 
 def _model_shardings(frozen: Any, mesh: Any, rules: AxisRules | None) -> list[NamedSharding]:
     """One sharding per array of an unbound, frozen model; unnamed arrays are replicated."""
+    mesh = automatic_mesh(mesh)
     rules = _default_rules(mesh) if rules is None else rules
     replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     leaves, _ = jax.tree_util.tree_flatten_with_path(frozen, is_leaf=is_namedarray)
@@ -234,7 +241,7 @@ def sharded_init(
     Args:
       initializer: Builds the model, e.g. a `from_config`; must create all of its variables.
       *init_args: Its arguments. Arrays among them (a key) are arguments of the compiled program.
-      mesh: The mesh of devices.
+      mesh: As in `name_to_name_sharding`.
       axis_name_to_mesh_name: As in `name_to_name_sharding`.
       **init_kwargs: Its keyword arguments.
 
@@ -285,7 +292,7 @@ class ConstrainShardingByName(Layer):
     """Tells the compiler how its input is to be spread, by axis name, and returns it.
 
     Attributes:
-      mesh: The mesh of devices.
+      mesh: As in `name_to_name_sharding`.
       axis_name_to_mesh_name: As in `name_to_name_sharding`.
     """
 
