@@ -58,6 +58,16 @@ def _signature(obj: object) -> str:
     return f"({', '.join(parts)})"
 
 
+def _members(cls: type) -> dict[str, object]:
+    """Members of a class: its own, and those of private base classes, which have no entry themselves."""
+    members: dict[str, object] = {}
+    for base in reversed(cls.__mro__):
+        is_private = "._" in base.__module__ or base.__name__.startswith("_")
+        if base is cls or (is_private and base.__module__.startswith("pz_")):
+            members |= vars(base)
+    return members
+
+
 def _lines(path: str, obj: object) -> Iterator[str]:
     if inspect.isclass(obj):
         signature = "" if issubclass(obj, BaseException) else _signature(obj)
@@ -65,7 +75,7 @@ def _lines(path: str, obj: object) -> Iterator[str]:
         fields = (
             {f.name for f in dataclasses.fields(obj)} if dataclasses.is_dataclass(obj) else set()
         )
-        for name, member in sorted(vars(obj).items()):
+        for name, member in sorted(_members(obj).items()):
             if name.startswith("_") or name in fields:
                 continue
             inner = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
