@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from pz_core.variables import LabeledVariable, LabeledVariableValue
@@ -12,6 +12,33 @@ from pz_nn._axes import Names, axis_indices
 from pz_nn._dtypes import is_floating
 
 AxisSizes = dict[str, int]
+
+
+class OperatorAxes:
+    """Sizes of the axes of an operator's weights, by what they do; for layers with these three fields."""
+
+    weights: Any
+    in_axis_names: tuple[str, ...]
+    out_axis_names: tuple[str, ...]
+
+    @property
+    def input_axes(self) -> dict[Hashable, int]:
+        """Axes that are summed over, with sizes, in the order of the weights."""
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name in self.in_axis_names}
+
+    @property
+    def output_axes(self) -> dict[Hashable, int]:
+        """Axes that are new in the output, with sizes, in the order of the weights."""
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name in self.out_axis_names}
+
+    @property
+    def parallel_axes(self) -> dict[Hashable, int]:
+        """Axes of independent operators, with sizes; a stack's axis too, seen from outside the stack."""
+        ends = (*self.in_axis_names, *self.out_axis_names)
+        shape = self.weights.value.named_shape
+        return {name: size for name, size in shape.items() if name not in ends}
 
 
 def primed_output_names(

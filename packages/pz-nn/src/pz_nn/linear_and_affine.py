@@ -15,7 +15,7 @@ where Penzai has them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import Names, as_names, axis_indices, names_and_data, near_misses, with_names
 from pz_nn._display import BIAS, LINEAR, tinted
 from pz_nn._linear_axes import (
+    OperatorAxes,
     check_disjoint,
     fits_linear,
     label_prefix,
@@ -108,7 +109,7 @@ class RenameAxes(Layer):
 
 
 @pytree_dataclass
-class Linear(Layer):
+class Linear(OperatorAxes, Layer):
     """Linear operator: y[B, P, out] = Σ_in x[B, P, in] · W[P, in, out].
 
     Attributes:
@@ -181,25 +182,6 @@ class Linear(Layer):
     def treescope_color(self) -> str | tuple[str, str]:
         """The colour of linear layers."""
         return LINEAR
-
-    @property
-    def input_axes(self) -> dict[Hashable, int]:
-        """Axes that are summed over, with sizes, in the order of the weights."""
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name in self.in_axis_names}
-
-    @property
-    def output_axes(self) -> dict[Hashable, int]:
-        """Axes that are new in the output, with sizes, in the order of the weights."""
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name in self.out_axis_names}
-
-    @property
-    def parallel_axes(self) -> dict[Hashable, int]:
-        """Axes of independent operators, with sizes; a stack's axis too, seen from outside the stack."""
-        ends = (*self.in_axis_names, *self.out_axis_names)
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name not in ends}
 
     @classmethod
     def from_config(

@@ -10,7 +10,6 @@ W ≈ q · s with q = round(W / s) in -127…127 and s = max|W| / 127. The produ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, ParameterValue
 from pz_named.named_axes import NamedArray, NamedArrayBase
 from pz_nn._axes import axis_indices, broadcast_against, names_and_data, with_names
+from pz_nn._linear_axes import OperatorAxes
 from pz_nn.contraction import contract
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import Linear
@@ -29,7 +29,7 @@ __all__ = ["Int8Linear", "quantize_linear", "quantize_linears"]
 
 
 @pytree_dataclass
-class Int8Linear(Layer):
+class Int8Linear(OperatorAxes, Layer):
     """Linear operator with 8-bit weights: y[B, P, out] = s[P, out] · Σ_in x[B, P, in] · q[P, in, out].
 
     Attributes:
@@ -69,25 +69,6 @@ class Int8Linear(Layer):
         names, data = names_and_data(product, "Int8Linear")
         scaled = data * broadcast_against(*scales, names).astype(jnp.float32)
         return with_names(names, scaled.astype(value.dtype))
-
-    @property
-    def input_axes(self) -> dict[Hashable, int]:
-        """Axes that are summed over, with sizes."""
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name in self.in_axis_names}
-
-    @property
-    def output_axes(self) -> dict[Hashable, int]:
-        """Axes that are new in the output, with sizes."""
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name in self.out_axis_names}
-
-    @property
-    def parallel_axes(self) -> dict[Hashable, int]:
-        """Axes of independent operators, with sizes."""
-        ends = (*self.in_axis_names, *self.out_axis_names)
-        shape = self.weights.value.named_shape
-        return {name: size for name, size in shape.items() if name not in ends}
 
 
 def quantize_linear(layer: Linear) -> Int8Linear:
