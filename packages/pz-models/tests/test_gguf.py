@@ -1,5 +1,6 @@
 """GGUF files: what is read, how values come out, and what is refused."""
 
+import json
 import struct
 import tracemalloc
 
@@ -9,7 +10,7 @@ import pz_models_tiny as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pz_models import CheckpointError, UnsupportedConfigError
+from pz_models import CheckpointError, UnsupportedConfigError, load, save_huggingface
 from pz_models.gguf import GGUFCheckpoint, read_header
 
 gguf = pytest.importorskip("gguf")
@@ -268,3 +269,14 @@ def test_no_corruption_crashes_or_balloons(data, tmp_path_factory):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_special_tokens_are_kept_when_the_model_is_saved(tmp_path):
+    special = {"tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.padding_token_id": 9}
+    path = tiny.write_gguf(tmp_path / "x.gguf", tiny.METADATA | special)
+    save_huggingface(load(path), tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert {k: v for k, v in config.items() if "token_id" in k} == {
+        "eos_token_id": 7,
+        "pad_token_id": 9,
+    }

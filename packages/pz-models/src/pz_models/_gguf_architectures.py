@@ -78,7 +78,14 @@ def huggingface_config(architecture: Architecture, header: GGUFHeader) -> dict[s
     if scaling.get("type", "none") != "none":
         config["rope_scaling"] = {_SCALING[key]: value for key, value in scaling.items()}
     _refuse_the_rest(architecture, stated, config, header)
-    return config | architecture.derive(config)
+    return config | _special_tokens(header) | architecture.derive(config)
+
+
+def _special_tokens(header: GGUFHeader) -> dict[str, Any]:
+    """What ends a text and the like: nothing that shapes a model, but what others read beside it."""
+    names = {"bos": "bos", "eos": "eos", "padding": "pad"}
+    found = {ours: header.metadata.get(f"tokenizer.ggml.{g}_token_id") for g, ours in names.items()}
+    return {f"{ours}_token_id": value for ours, value in found.items() if type(value) is int}
 
 
 _ROPE_SCALING = "rope.scaling."
