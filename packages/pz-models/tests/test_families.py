@@ -1,7 +1,5 @@
 """Families: layouts of a checkpoint, stacks, text parts of larger models, entry points, errors."""
 
-import importlib.metadata
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from pz_models.checkpoints import StoredTensor
 from pz_models.loading import model_from_checkpoint
 from pz_models.text_part import text_part
 from pz_models.transformer.position_scaling import ScaleByPosition
-from pz_models.transformer.variants import llama
 from pz_named import named_axes as nx
 from pz_nn.attention import Attention
 
@@ -208,20 +205,30 @@ def test_queries_grow_with_their_position():
         layer(nx.ones({"seq": 7}), other=1)
 
 
-def test_other_packages_add_families_by_an_entry_point(monkeypatch):
-    """What stands in another package's metadata as
-    `[project.entry-points."pz_models.families"] my_llama = "my_package.llama:FAMILY"`."""
-    entry = importlib.metadata.EntryPoint(
-        "my_llama", "pz_models.transformer.variants.llama:FAMILY", families.ENTRY_POINT_GROUP
-    )
+THEIR_MODULE = """
+import dataclasses
+from pz_models.transformer.variants import llama
 
-    def entry_points(group):
-        return [entry] if group == "pz_models.families" else []
+FAMILY = dataclasses.replace(llama.FAMILY, model_type="my_llama")
+"""
+THEIR_ENTRY_POINTS = """
+[pz_models.families]
+my_llama = my_llama_family:FAMILY
+"""
 
+
+def test_other_packages_add_families_by_an_entry_point(tmp_path, monkeypatch):
+    """A package as an installer would leave it: a module, and metadata beside it."""
     config = config_of("llama") | {"model_type": "my_llama"}
     with pytest.raises(UnsupportedConfigError, match=r"model_type is 'my_llama'.*llama"):
         families.family_of(config, "test")
-    monkeypatch.setattr(families.importlib.metadata, "entry_points", entry_points)
-    assert families.family_of(config, "test") is llama.FAMILY
+    metadata = tmp_path / "my_llama-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-llama\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(THEIR_ENTRY_POINTS)
+    (tmp_path / "my_llama_family.py").write_text(THEIR_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert families.family_of(config, "test").model_type == "my_llama"
+    assert families.known_families()["llama"] == "pz_models.transformer.variants.llama:FAMILY"
     model = model_from_checkpoint(RandomCheckpoint(config))
     assert select(model).at_instances_of(Attention).count() == 4
