@@ -86,6 +86,20 @@ def test_abstract_traced_deleted_and_large_arrays_say_so():
     assert seen == ["<NamedArray float32(| a:2) (wrapping DynamicJaxprTracer)>"]
 
 
+def test_bare_arrays_without_values_say_why():
+    assert text_of(jnp.zeros((0, 3))) == "<jax.Array float32(0, 3) empty>"
+    assert text_of(jax.random.split(jax.random.key(0), 0)) == "<jax.Array key<fry>(0,) empty>"
+    gone = jnp.ones(2) + 0
+    gone.delete()
+    assert text_of(gone) == "<jax.Array float32(2,) - deleted!>"
+    donated = jnp.ones(2) + 0
+    jax.jit(lambda x: x + 1, donate_argnums=0)(donated)
+    assert text_of([donated]) == "[<jax.Array float32(2,) - deleted!>]"
+    seen = []
+    jax.make_jaxpr(lambda x: seen.append(text_of(x)) or x)(jnp.ones(2))
+    assert "Tracer" in seen[0]
+
+
 def test_multi_host_arrays_say_so_and_are_not_read():
     array = unittest.mock.NonCallableMock(spec=type(jnp.zeros(())))
     array.is_deleted.return_value = False

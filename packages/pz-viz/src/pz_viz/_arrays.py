@@ -30,7 +30,7 @@ __all__ = [
     "NamedArrayAdapter",
     "handle_data_inside",
     "handle_named_array",
-    "name_multi_host_data",
+    "name_data_without_values",
     "summary_and_content",
 ]
 
@@ -211,13 +211,21 @@ def handle_named_array(node: NamedArrayBase, path: str | None, subtree_renderer:
     )
 
 
-def name_multi_host_data(node: Any, path: str | None, node_renderer: Any) -> Any:
-    """Wrapper hook: says of a bare jax array why it has no values, where treescope does not."""
+def name_data_without_values(node: Any, path: str | None, node_renderer: Any) -> Any:
+    """Wrapper hook: says of a bare jax array that it is empty or on several hosts.
+
+    Treescope prints such arrays without a word on it; of tracers and deleted ones it says what they
+    are.
+    """
     del node_renderer
-    if not isinstance(node, jax.Array) or unreadable_reason(node) != "multi-host":
+    if not isinstance(node, jax.Array):
+        return NotImplemented
+    reason = unreadable_reason(node)
+    if reason != "multi-host" and (reason is not None or node.size):
         return NotImplemented
     name = f"jax.Array {dtype_util.get_dtype_name(node.dtype)}{node.shape!r}"
-    words = rendering_parts.abbreviation_color(_text(f"<{name}{statistics_text(node)}>"))
+    why = statistics_text(node) or " empty"
+    words = rendering_parts.abbreviation_color(_text(f"<{name}{why}>"))
     return rendering_parts.build_one_line_tree_node(words, path)
 
 

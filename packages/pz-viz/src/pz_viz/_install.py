@@ -28,7 +28,7 @@ HANDLERS = {
     tuple: repeated_siblings.handle_sequence,
     dict: repeated_siblings.handle_dict,
 }
-WRAPPER_HOOKS = (_tree_style.style_the_root, _arrays.name_multi_host_data)
+WRAPPER_HOOKS = (_tree_style.style_the_root, _arrays.name_data_without_values)
 
 
 def install() -> None:
