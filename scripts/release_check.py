@@ -1,6 +1,6 @@
 """Checks the distributions as they would be published.
 
-    ./hatchw run release:check                          everything; CONTRIBUTING says how long it takes
+    ./hatchw run release:check                          everything: about an hour on two cores
     ./hatchw run release:check --list                   the names of the cells
     ./hatchw run release:check 3.12-pz-nn 3.13-together builds and contents, then those cells
     ./hatchw run release:check --smoke                  every cell with its quick tests only
