@@ -282,7 +282,7 @@ def test_which_family_is_meant_has_to_be_said(tmp_path):
         ExportError, match=r"llama configuration cannot express.*use_qk_norm is True.*qwen3"
     ):
         save_huggingface(model, tmp_path, model_type="llama")
-    with pytest.raises(ExportError, match="'gpt2' is built from another kind of configuration"):
+    with pytest.raises(ExportError, match="'gpt2' cannot write a LlamalikeTransformerConfig"):
         save_huggingface(model, tmp_path, model_type="gpt2")
     with pytest.raises(UnsupportedConfigError, match=r"model_type is 'lama'.*Did you mean 'llama'"):
         save_huggingface(model, tmp_path, model_type="lama")

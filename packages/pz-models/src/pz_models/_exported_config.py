@@ -139,8 +139,8 @@ def _made_for(builder: Any, model_type: str | None) -> ExportedConfig:
             f" Families that can: {', '.join(n for n, *_ in _writers_of(builder)) or 'none'}."
         )
     raise ExportError(
-        f"save_huggingface: the family {model_type!r} is built from another kind of configuration"
-        f" than this model's {type(builder).__name__}."
+        f"save_huggingface: the family {model_type!r} cannot write a {type(builder).__name__}; it is"
+        " built from another kind of configuration, or only saves what was loaded."
     )
 
 

@@ -3,12 +3,12 @@
     theirs = transformers.AutoModelForCausalLM.from_pretrained("my-llama/")
     print(compare_to_reference(ours, theirs, [1, 5, 2, 7]))
 
-    stage       on its own  so far
-    embeddings    0.0e+00  0.0e+00
-    block 0       1.2e-07  1.2e-07
-    block 1       3.1e-02  3.1e-02  <- differs
-    block 2       2.1e-07  2.8e-02
-    logits        1.5e-07  4.0e-02
+    stage       on its own   so far
+    embeddings     0.0e+00  0.0e+00
+    block 0        1.2e-07  1.2e-07
+    block 1        3.1e-02  3.1e-02  <- differs at position 2
+    block 2        2.1e-07  2.8e-02
+    logits         1.5e-07  4.0e-02
 
 The one idea: besides running both models, each block is also given what its counterpart received. An
 error then shows in the block that makes it, and not in those that only pass it on.
