@@ -111,6 +111,7 @@ def test_masked_infinities_do_not_matter():
     )
     assert half.total.dtype == jnp.float32
     assert math.isclose(half.mean, math.log(2), rel_tol=1e-6)
+    assert math.isclose(half.perplexity, 2, rel_tol=1e-6)
     with pytest.raises(ValueError, match=r"logits must have the axis 'vocabulary'"):
         losses.next_token_loss(wrap(jnp.ones((3, 2))).tag("seq", "words"), tokens)
     named = wrap(jnp.ones((3, 2))).tag("seq", "words")

@@ -3,6 +3,7 @@
 import sys as _sys
 
 import pz_toolshed.checkpoint_errors as _real
+from pz_toolshed.checkpoint_errors import AdapterFormatError as AdapterFormatError
 from pz_toolshed.checkpoint_errors import CheckpointFormatError as CheckpointFormatError
 from pz_toolshed.checkpoint_errors import CheckpointMismatchError as CheckpointMismatchError
 from pz_toolshed.checkpoint_errors import CheckpointWriteError as CheckpointWriteError

@@ -1,4 +1,6 @@
-"""What can go wrong when checkpoints are written and read; `saving` offers all of it too.
+"""What can go wrong when checkpoints and adapters are written and read.
+
+`saving` and `peft_format` offer these names too.
 
     try:
         model = saving.load("runs/1", like=model)
@@ -13,7 +15,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-__all__ = ["CheckpointFormatError", "CheckpointMismatchError", "CheckpointWriteError"]
+__all__ = [
+    "AdapterFormatError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "CheckpointWriteError",
+]
 
 
 class CheckpointWriteError(OSError):
@@ -31,6 +38,15 @@ class CheckpointFormatError(ValueError):
         load("runs/1", like=model)         # error: the header promises 500 bytes, the file has 10
 
     Repair: load an earlier step (`load(..., step=...)`), or copy the file again.
+    """
+
+
+class AdapterFormatError(ValueError):
+    """An adapter folder is damaged, or uses what is not supported here (DoRA, biases, ...).
+
+        load_adapters("dora-adapters", model)    # error: use_dora=True
+
+    Repair: merge such adapters with peft and load the merged weights.
     """
 
 

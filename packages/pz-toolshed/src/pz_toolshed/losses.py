@@ -43,6 +43,11 @@ class TokenLoss:
         """Loss per counted token; 0 where there is none."""
         return self.total / jnp.maximum(self.count, 1)
 
+    @property
+    def perplexity(self) -> jax.Array:
+        """The exponential of the mean: among how many equally likely tokens the model wavers."""
+        return jnp.exp(self.mean)
+
 
 def next_token_loss(
     logits: NamedArrayBase,

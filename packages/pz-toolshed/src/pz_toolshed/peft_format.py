@@ -34,7 +34,9 @@ from pz_named.named_axes import NamedArray
 from pz_nn.dropout import StochasticDropout
 from pz_nn.layer_stack import layerstack_axes_from_keypath
 from pz_nn.linear_and_affine import ConstantRescale, Linear
+from pz_toolshed._peft_config import alpha_of, config_of, read_config
 from pz_toolshed._safetensors_file import TensorsFile, read_header, write_atomically
+from pz_toolshed.checkpoint_errors import AdapterFormatError as AdapterFormatError
 from pz_toolshed.lora import LowRankAdapter
 
 __all__ = [
@@ -61,25 +63,6 @@ _LLAMA_MODULES = {
 _BLOCK_LABEL = re.compile(r"(?:.*/)?(?:blocks|block_(\d+))/([^/]+/[^/]+)\.weights")
 # Several axes become one in this order, first varying slowest.
 _FLATTENED_FIRST = ("head_groups", "heads", "query_heads", "projection")
-_UNSUPPORTED: Mapping[str, Any] = {
-    "use_dora": False,
-    "bias": "none",
-    "modules_to_save": None,
-    "fan_in_fan_out": False,
-    "layer_replication": None,
-    "lora_bias": False,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-}
-
-
-class AdapterFormatError(ValueError):
-    """An adapter folder is damaged, or uses what is not supported here (DoRA, biases, ...).
-
-        load_adapters("dora-adapters", model)    # error: use_dora=True
-
-    Repair: merge such adapters with peft and load the merged weights.
-    """
 
 
 def llama_module_name(label: str, block: int | None) -> str | None:
@@ -182,7 +165,7 @@ def save_adapters(
             alphas[module.name] = _alpha(adapter, rank)
             dropouts[module.name] = _dropout(adapter)
     folder = pathlib.Path(directory)
-    config = _config(ranks, alphas, dropouts, base_model)
+    config = config_of(ranks, alphas, dropouts, base_model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_atomically(
@@ -230,29 +213,6 @@ def _as_matrix(linear: Linear, indices: Mapping[str, int]) -> np.ndarray[Any, An
     return np.asarray(weights.unwrap(*ins, *outs)).reshape(rows, -1)
 
 
-def _config(
-    ranks: dict[str, int],
-    alphas: dict[str, float],
-    dropouts: dict[str, float],
-    base_model: str | None,
-) -> dict[str, Any]:
-    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-    return {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": max(dropouts.values()),
-        "target_modules": sorted(ranks),
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "use_rslora": False,
-        **_UNSUPPORTED,
-    }
-
-
 # --- loading ---------------------------------------------------------------------------------------
 
 
@@ -279,7 +239,7 @@ def load_adapters(
         of several stacked blocks; or if the model has adapters already.
     """
     folder = pathlib.Path(directory)
-    config = _read_config(folder / "adapter_config.json")
+    config = read_config(folder / "adapter_config.json")
     file = read_header(folder / "adapter_model.safetensors")
     available = _modules_in(file)
     if select(model).at_instances_of(LowRankAdapter).count():
@@ -318,29 +278,6 @@ def load_adapters(
     )
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise AdapterFormatError(f"{path} is damaged ({error}). Copy the file again.") from error
-    if config.get("peft_type") != "LORA":
-        raise AdapterFormatError(
-            f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported. Merge "
-            "such adapters with peft and load the merged weights."
-        )
-    for option, supported in _UNSUPPORTED.items():
-        if config.get(option) not in (supported, None, [], {}, False):
-            raise AdapterFormatError(
-                f"{path}: {option}={config[option]!r} is not supported (only {supported!r}). Merge "
-                "such adapters with peft and load the merged weights."
-            )
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise AdapterFormatError(
-            f"{path}: lora_alpha must be a number, got {config.get('lora_alpha')!r}. Copy the file again."
-        )
-    return config
-
-
 def _modules_in(file: TensorsFile) -> dict[str, None]:
     names: dict[str, None] = {}
     for tensor in file.tensors:
@@ -361,7 +298,7 @@ def _adapted(
     found = {x: {name: _matrix(file, name, x) for name in names} for x in "AB"}
     label: str = getattr(linear.weights, "label", "")
     ranks = {matrix.shape[0] for matrix in found["A"].values()}
-    alphas = {_alpha_of(config, name, a.shape[0]) for name, a in found["A"].items()}
+    alphas = {alpha_of(config, name, a.shape[0]) for name, a in found["A"].items()}
     if len(ranks) > 1 or len(alphas) > 1:
         raise ValueError(
             f"load_adapters: the stacked blocks of {label!r} have adapters of different ranks "
@@ -418,13 +355,3 @@ def _matrix(file: TensorsFile, module: str, which: str) -> np.ndarray[Any, Any]:
     raise AdapterFormatError(
         f"{file.path}: the adapter of {module!r} lacks lora_{which}. Copy the file again."
     )
-
-
-def _alpha_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = float(config["lora_alpha"])
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(value)
-            break
-    # Rank-stabilised adapters scale by alpha / sqrt(rank), ours by alpha / rank.
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
