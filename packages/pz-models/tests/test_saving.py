@@ -21,8 +21,10 @@ from pz_models.transformer.model_parts import TransformerBlock
 from pz_named import named_axes as nx
 from pz_nn.basic_ops import Softmax
 from pz_nn.embeddings import EmbeddingDecode
-from pz_nn.grouping import Identity
+from pz_nn.grouping import Identity, Sequential
+from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import Linear
+from pz_nn.stack_surgery import restack, unstack
 
 
 def _files(folder):
@@ -141,6 +143,25 @@ def test_edited_values_are_saved(tmp_path):
     parameter.value = parameter.value * 3.0
     save_huggingface(model, tmp_path)
     np.testing.assert_array_equal(_logits(load(tmp_path, use_layer_stack=True)), _logits(model))
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3"])
+def test_blocks_that_were_unstacked_are_saved(case, tmp_path):
+    checkpoint, model = _loaded(case, stacked=True)
+    save_huggingface(select(model).at_instances_of(LayerStack).apply(unstack), tmp_path)
+    for key, array in _files(tmp_path).items():
+        np.testing.assert_array_equal(array, checkpoint.arrays[key])
+
+
+def test_blocks_of_two_kinds_that_were_restacked_are_saved(tmp_path):
+    checkpoint, model = _loaded("gemma2")
+    blocks = model.body.sublayers[2:-3]
+    assert all(isinstance(block, TransformerBlock) for block in blocks)
+    stack = restack(blocks, "blocks", form="super_block")
+    layers = [*model.body.sublayers[:2], stack, *model.body.sublayers[-3:]]
+    save_huggingface(dataclasses.replace(model, body=Sequential(layers)), tmp_path)
+    for key, array in _files(tmp_path).items():
+        np.testing.assert_array_equal(array, checkpoint.arrays[key])
 
 
 def _apart(model):

@@ -12,6 +12,7 @@ torch nor transformers.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 import os
@@ -29,6 +30,9 @@ from pz_models._matching import DifferentModelError, parameters_like
 from pz_models._replaced_folder import replaced_folder
 from pz_models.errors import ExportError
 from pz_models.parameter_plan import PlannedRead, StoredParameter, parameter_label, plan_reads
+from pz_nn.grouping import Sequential
+from pz_nn.layer_stack import LayerStack
+from pz_nn.stack_surgery import SuperBlock, unstack
 
 if TYPE_CHECKING:
     from pz_models.transformer.model_parts import TransformerLM
@@ -90,6 +94,7 @@ def save_huggingface(
                 f"save_huggingface: {folder} holds a model already ({', '.join(present[:3])})."
                 " Pass overwrite=True to replace it."
             )
+    model = _with_flat_body(model)
     config = exported_config(model, model_type)
     tensors = _Tensors(model, config)
     shards = _shards(tensors.sizes, max_shard_bytes)
@@ -101,6 +106,19 @@ def save_huggingface(
         if len(shards) > 1:
             _write_json(fresh / "model.safetensors.index.json", _index(shards, tensors.sizes))
         _write_json(fresh / "config.json", _contents(config, tensors.dtype))
+
+
+def _with_flat_body(model: TransformerLM) -> TransformerLM:
+    """The model as families build it: blocks that were unstacked or restacked in one row."""
+
+    def parts(layer: Any) -> list[Any]:
+        if isinstance(layer, LayerStack) and isinstance(layer.stacked_sublayers, SuperBlock):
+            layer = unstack(layer)
+        if type(layer) is Sequential:
+            return [part for sublayer in layer.sublayers for part in parts(sublayer)]
+        return [layer]
+
+    return dataclasses.replace(model, body=Sequential(parts(model.body)))
 
 
 def _is_model_file(name: str) -> bool:
