@@ -149,30 +149,34 @@ class _Converter:
         for name in children:
             _put(bare, name.split("."), None)
         graphdef, state = nnx.split(bare)
-        kinds = {tuple(map(str, p)): variable for p, variable in nnx.to_flat_state(state)}
-        variables = []
+        paths = {tuple(map(str, keys)) for keys, _ in nnx.to_flat_state(state)}
         leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+        variables = []
         for keys, value in leaves:
-            parts = tuple(_key_text(key) for key in keys)
-            own = next(
-                p for p in (parts, *(parts[:-n] for n in range(1, len(parts)))) if p in kinds
-            )
-            original = _get(module, own)
-            if id(original) not in self._variables:
-                label = ".".join((*path, *own))
-                is_parameter = isinstance(original, nnx.Param)
-                self._variables[id(original)] = (
-                    Parameter(label=label, value=value)
-                    if is_parameter
-                    else StateVariable(value, label=label)
-                )
-            variables.append(self._variables[id(original)])
+            own = _variable_path(tuple(map(_key_text, keys)), paths)
+            variables.append(self._variable(_get(module, own), ".".join((*path, *own)), value))
         submodules = {
             name: self.convert(x, (*path, *name.split("."))) for name, x in children.items()
         }
         layer = ConvertedNnxModule(graphdef, structure, variables, submodules)
         self._layers[id(module)] = layer
         return layer
+
+    def _variable(self, original: Any, label: str, value: Any) -> Any:
+        """The variable for one of nnx's, made at the first of its places."""
+        if id(original) not in self._variables:
+            self._variables[id(original)] = (
+                Parameter(label=label, value=value)
+                if isinstance(original, nnx.Param)
+                else StateVariable(value, label=label)
+            )
+        return self._variables[id(original)]
+
+
+def _variable_path(leaf_path: tuple[str, ...], paths: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """The path of the variable that a leaf belongs to: the leaf's own, or one above it."""
+    depths = range(len(leaf_path), 0, -1)
+    return next(leaf_path[:depth] for depth in depths if leaf_path[:depth] in paths)
 
 
 def _key_text(key: Any) -> str:
