@@ -143,7 +143,7 @@ def test_nothing_of_a_hostile_page_runs(open_page, static):
     page = open_page(pz_viz.report(hostile_views(), title="Hostile", static=static))
     page.mouse.move(300, 300)
     for cell in page.locator(".pz-more").all()[::12]:
-        cell.hover(timeout=1000, force=True)
+        cell.hover(force=True)
     page.keyboard.press("Tab")
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None
@@ -162,6 +162,7 @@ def test_nothing_of_a_hostile_notebook_runs(open_page):
     page.wait_for_timeout(500)  # frames load, and treescope unpacks what comes into view
     assert len(page.frames) > 5
     for frame in page.frames:
+        frame.wait_for_load_state()
         assert frame.evaluate("window.hacked") is None
     assert page.locator("img[onerror]").count() == 0
 
@@ -347,16 +348,30 @@ def notebook_page(value, **body):
 IN_THE_FRAME = "document.querySelector('treescope-container').shadowRoot"
 
 
+@pytest.fixture
+def open_notebook(open_page):
+    """Opens such a page and waits until treescope's scripts have filled the frame in."""
+
+    def open_(value, scheme, **body):
+        page = open_page(notebook_page(value, **body), color_scheme=scheme)
+        page.wait_for_function(
+            "document.querySelector('treescope-container')?.shadowRoot?.querySelector('.treescope_root')"
+        )
+        return page
+
+    return open_
+
+
 def ground_of_the_frame(page):
     style = f"getComputedStyle({IN_THE_FRAME}.querySelector('.treescope_root'))"
     return page.evaluate(f"{style}.backgroundColor")
 
 
 @pytest.mark.parametrize("scheme, ground", [("light", LIGHT), ("dark", DARK)])
-def test_trees_in_a_notebook_follow_the_readers_theme(open_page, scheme, ground):
+def test_trees_in_a_notebook_follow_the_readers_theme(open_notebook, scheme, ground):
     faint = [Colored("rgb(0 100 0 / 0.2)"), Colored(("teal", "oklch(0.785 0.103 188.7 / 0.25)"))]
     model = {"layers": chain(2), "odd": [None, 1.5, Span("text", dict), ArraySpec], "faint": faint}
-    page = open_page(notebook_page(model), color_scheme=scheme)
+    page = open_notebook(model, scheme)
     assert ground_of_the_frame(page) == ground
     assert faint_texts(page, IN_THE_FRAME) == []
     if scheme == "dark":
@@ -366,21 +381,25 @@ def test_trees_in_a_notebook_follow_the_readers_theme(open_page, scheme, ground)
 @pytest.mark.parametrize(
     "value", [[1, 2], jnp.ones(3), nx.wrap(jnp.ones(3)).tag("a"), linear("w").weights]
 )
-def test_anything_that_treescope_shows_follows_the_readers_theme(open_page, value):
-    page = open_page(notebook_page(value), color_scheme="dark")
-    assert ground_of_the_frame(page) == DARK
+def test_anything_that_treescope_shows_follows_the_readers_theme(open_notebook, value):
+    assert ground_of_the_frame(open_notebook(value, "dark")) == DARK
 
 
-def test_a_notebooks_own_theme_wins(open_page):
-    dark_notebook = notebook_page(Span(1, 2), **{"data-jp-theme-light": "false"})
-    assert ground_of_the_frame(open_page(dark_notebook, color_scheme="light")) == DARK
-    light_notebook = notebook_page(Span(1, 2), **{"class": "vscode-light"})
-    assert ground_of_the_frame(open_page(light_notebook, color_scheme="dark")) == LIGHT
+@pytest.mark.parametrize(
+    "scheme, told, ground",
+    [
+        ("light", {"data-jp-theme-light": "false"}, DARK),
+        ("dark", {"data-jp-theme-light": "true"}, LIGHT),
+        ("dark", {"class": "vscode-light"}, LIGHT),
+    ],
+)
+def test_a_notebooks_own_theme_wins(open_notebook, scheme, told, ground):
+    assert ground_of_the_frame(open_notebook(Span(1, 2), scheme, **told)) == ground
 
 
-def test_pictures_of_arrays_keep_their_white_ground(open_page):
+def test_pictures_of_arrays_keep_their_white_ground(open_notebook):
     with treescope.active_autovisualizer.set_scoped(treescope.ArrayAutovisualizer()):
-        page = open_page(notebook_page(Span(jnp.eye(4), 1)), color_scheme="dark")
+        page = open_notebook(Span(jnp.eye(4), 1), "dark")
     page.wait_for_function(f"{IN_THE_FRAME}.querySelector('.arrayviz_container canvas')")
     style = f"getComputedStyle({IN_THE_FRAME}.querySelector('.arrayviz_container'))"
     assert page.evaluate(f"{style}.backgroundColor") == LIGHT
