@@ -198,7 +198,8 @@ def run_tests(
     command = [interpreter, "-m", "pytest", "-q", "--numprocesses=auto", "--maxprocesses=4"]
     command += ["--dist=loadfile", "--no-loadscope-reorder"]
     command += ["-m", "smoke"] if only_smoke else []
-    run(*command, cwd=scratch, JAX_PLATFORMS="cpu")
+    # Saving is killed at many more moments than in CI.
+    run(*command, cwd=scratch, JAX_PLATFORMS="cpu", PZ_KILL_POINTS="50")
 
 
 def failed_cells(chosen: list[Cell], work: pathlib.Path, only_smoke: bool) -> list[str]:
