@@ -52,3 +52,11 @@ def kaggle(tmp_path, monkeypatch):
     for name, folder, blocks, generation, _ in GEMMAS:
         write_gemma(tmp_path / name / folder, blocks, generation)
     return GEMMAS
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For modules that compile every model once: fast compilation matters, fast running does not."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

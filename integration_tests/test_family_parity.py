@@ -10,7 +10,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from pz_core.variables import freeze_params, unbind_params  # noqa: E402
-from pz_models import from_huggingface, generate, load  # noqa: E402
+from pz_models import UnsupportedConfigError, from_huggingface, generate, load  # noqa: E402
+from pz_models.config_reader import ConfigReader  # noqa: E402
+from pz_models.families import family_of, known_families  # noqa: E402
 from pz_models.huggingface import LiveModel  # noqa: E402
 from pz_models.loading import model_from_checkpoint  # noqa: E402
 from pz_named import named_axes as nx  # noqa: E402
@@ -401,6 +403,28 @@ def test_gradients_equal_huggingface(case):
         error = nx.nmap(jnp.abs)(gradient - expected).untag(*expected.named_shape).max()
         size = nx.nmap(jnp.abs)(expected).untag(*expected.named_shape).max()
         assert float(error.unwrap()) <= 1e-3 * float(size.unwrap()) + 1e-7, label
+
+
+KNOWN = [name for name in known_families() if name in transformers.CONFIG_MAPPING]
+
+
+def _read(config):
+    reader = ConfigReader(config, "test")
+    found = family_of(config, "test").read_config(reader)
+    reader.finish()
+    return found
+
+
+@pytest.mark.parametrize("model_type", KNOWN)
+def test_a_field_that_a_file_leaves_out_has_the_default_of_transformers(model_type):
+    whole = transformers.AutoConfig.for_model(model_type).to_dict()
+    expected = _read(whole)
+    for field in whole.keys() - {"model_type"}:
+        try:
+            found = _read({key: value for key, value in whole.items() if key != field})
+        except UnsupportedConfigError:
+            continue  # a size that has to be said
+        assert found == expected, field
 
 
 def test_the_comparison_can_fail():

@@ -40,7 +40,12 @@ def gate_variant(reader: ConfigReader, field: str = "hidden_act", default: str =
 
 
 def common_fields(
-    reader: ConfigReader, *, epsilon: float = 1e-6, tied: bool = False, head: int | None = None
+    reader: ConfigReader,
+    *,
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    head: int | None = None,
+    kv_heads: int | None = None,
 ) -> dict[str, Any]:
     """The sizes that every member states, as arguments of `LlamalikeTransformerConfig`.
 
@@ -49,12 +54,15 @@ def common_fields(
       epsilon: The family's default of `rms_norm_eps`.
       tied: The family's default of `tie_word_embeddings`.
       head: The family's default of `head_dim`; by default hidden size / heads.
+      kv_heads: The family's default of `num_key_value_heads`; by default all heads, which is also
+        what null means.
 
     Raises:
       UnsupportedConfigError: One is missing, not positive, or the heads do not divide.
     """
     heads = reader.positive("num_attention_heads")
-    kv_heads = reader.positive("num_key_value_heads", heads)
+    stated = reader.nullable("num_key_value_heads", int, kv_heads)
+    kv_heads = reader.positive("num_key_value_heads", heads if stated is None else stated)
     width = reader.positive("hidden_size")
     if heads % kv_heads:
         raise UnsupportedConfigError(

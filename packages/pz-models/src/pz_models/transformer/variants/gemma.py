@@ -43,9 +43,9 @@ _SHARED: dict[str, Any] = {
 }
 
 
-def _sizes(reader: ConfigReader) -> dict[str, Any]:
+def _sizes(reader: ConfigReader, kv_heads: int | None = None) -> dict[str, Any]:
     reader.expect("use_bidirectional_attention", False)
-    sizes = common_fields(reader, tied=True, head=256)
+    sizes = common_fields(reader, tied=True, head=256, kv_heads=kv_heads)
     return sizes | _SHARED | {
         "scale_embeddings": True,
         "attention_bias": reader.get("attention_bias", bool, False),
@@ -77,7 +77,7 @@ def _read_later(reader: ConfigReader, slides: list[bool], window: int) -> dict[s
 
 
 def _read_gemma_2(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = _sizes(reader)
+    sizes = _sizes(reader, kv_heads=4)
     slides = [index % 2 == 0 for index in range(sizes["num_decoder_blocks"])]
     return LlamalikeTransformerConfig(
         **sizes,
@@ -89,7 +89,7 @@ def _read_gemma_2(reader: ConfigReader) -> LlamalikeTransformerConfig:
 
 
 def _read_gemma_3(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = _sizes(reader)
+    sizes = _sizes(reader, kv_heads=4)
     period = reader.get(
         "sliding_window_pattern", int, reader.get("_sliding_window_pattern", int, 6)
     )

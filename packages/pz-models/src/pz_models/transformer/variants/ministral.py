@@ -41,13 +41,13 @@ def _read(
 
 
 def _read_ministral(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader)
+    sizes = common_fields(reader, kv_heads=8)
     rotary = rotary_fields(read_rotary(reader), sizes["projection_dim"])
     return _read(reader, sizes, reader.nullable("sliding_window", int, 4096), **rotary)
 
 
 def _read_ministral_3(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader, epsilon=1e-5, head=128)
+    sizes = common_fields(reader, epsilon=1e-5, head=128, kv_heads=8)
     reader.require("rope_parameters", dict)  # whose default is no plain rotary embedding
     rotary = read_rotary(reader, 1_000_000.0)
     beta = rotary.extra.get("llama_4_scaling_beta")

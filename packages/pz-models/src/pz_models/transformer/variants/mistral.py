@@ -29,7 +29,7 @@ __all__ = ["FAMILY", "mistral_from_huggingface_model"]
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader)
+    sizes = common_fields(reader, kv_heads=8)
     window = reader.nullable("sliding_window", int, 4096)  # files since v0.2 say null
     slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(

@@ -31,7 +31,7 @@ __all__ = ["FAMILY"]
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader, epsilon=1e-5)
+    sizes = common_fields(reader, epsilon=1e-5, kv_heads=8)
     count, width = sizes["num_decoder_blocks"], sizes["mlp_hidden_dim"]
     window = reader.get("sliding_window", int)
     return LlamalikeTransformerConfig(

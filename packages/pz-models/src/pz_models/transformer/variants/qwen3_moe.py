@@ -36,7 +36,7 @@ _KEY = "model.layers.{i}.mlp"
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader)
+    sizes = common_fields(reader, kv_heads=4)
     count = sizes["num_decoder_blocks"]
     on = reader.get("use_sliding_window", bool, False)
     window = reader.get("sliding_window", int)  # kept by older files while it is switched off

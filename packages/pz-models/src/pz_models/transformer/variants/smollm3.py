@@ -25,7 +25,7 @@ __all__ = ["FAMILY"]
 
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader, tied=True)
+    sizes = common_fields(reader, tied=True, kv_heads=4)
     count = sizes["num_decoder_blocks"]
     period = reader.get("no_rope_layer_interval", int, 4)
     stated = reader.get("no_rope_layers", list, [])
