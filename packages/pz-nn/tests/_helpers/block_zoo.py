@@ -26,6 +26,8 @@ from pz_nn.grouping import Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear, NamedEinsum
 from pz_nn.mixture_of_experts import MixtureOfExperts
+from pz_nn.recurrent import GRUCell, ScanOver
+from pz_nn.ring_cache import RingKVCachingAttention
 from pz_nn.standardization import LayerNorm, RMSLayerNorm
 
 F, H, P = 4, 2, 4
@@ -140,6 +142,23 @@ def caching(name, init_base_rng, *, capacity=CAPACITY):
     )
 
 
+def ring(name, init_base_rng):
+    mask = ApplyCausalSlidingWindowAttentionMask(-1e30, 2)
+    uncached = attention(name, init_base_rng, mask=mask)
+    axes = {"batch": 2, "heads": H, "p": P}
+    return Residual(
+        RingKVCachingAttention.from_uncached(
+            uncached, "seq", 3, axes, "end", cache_label=f"{name}/cache",
+            kv_positions_input_name="kv_positions",
+        )
+    )  # fmt: skip
+
+
+def recurrent(name, init_base_rng):
+    cell = GRUCell.from_config(f"{name}/cell", init_base_rng, {"f": F}, {"f": F})
+    return ScanOver(cell, "seq")
+
+
 def batch_norm(name, init_base_rng):
     return Sequential(
         [affine(name, init_base_rng), BatchNorm.from_config(f"{name}/bn", init_base_rng, {"f": F})]
@@ -151,6 +170,6 @@ def experts(name, init_base_rng):
     return Residual(moe)
 
 
-STATELESS = [affine, gated_mlp, layer_norm, attention_block, sliding_block, experts]
-STATEFUL = [dropout, batch_norm, counting, remembering, caching]
+STATELESS = [affine, gated_mlp, layer_norm, attention_block, sliding_block, experts, recurrent]
+STATEFUL = [dropout, batch_norm, counting, remembering, caching, ring]
 ZOO = [*STATELESS, *STATEFUL]
