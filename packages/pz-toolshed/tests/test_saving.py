@@ -227,6 +227,25 @@ def test_the_orbax_backend_saves_and_loads_the_same_entries(tmp_path):
     tm.assert_trees_close(values(part), values(one[:1]), atol=0)
 
 
+def test_training_that_donates_its_buffers_goes_on_while_orbax_saves(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    optax = pytest.importorskip("optax")
+    from pz_toolshed.basic_training import StatefulTrainer
+
+    def loss(model, rng, state, x):
+        return (model(x).unwrap("features") ** 2).mean(), state, {}
+
+    model, x = tm.mlp([2, 2]), tm.random_input(features=2)
+    trainer = StatefulTrainer.build(tm.key(), model, optax.sgd(0.1), loss, donate_states=True)
+    trainer.step(x=x)
+    before = jax.tree.map(np.array, values(model))
+    pending = save_in_background(tmp_path, model)
+    trainer.step(x=x)
+    pending.wait()
+    tm.assert_trees_close(values(load(tmp_path, model)), before, atol=0)
+    assert not np.allclose(jax.tree.leaves(values(model))[0], jax.tree.leaves(before)[0])
+
+
 def test_failures_of_orbax_are_our_errors(tmp_path, monkeypatch):
     checkpoint = pytest.importorskip("orbax.checkpoint")
     tree = [Parameter(label="x", value=jnp.ones(3))]
