@@ -374,8 +374,6 @@ def test_trees_in_a_notebook_follow_the_readers_theme(open_notebook, scheme, gro
     page = open_notebook(model, scheme)
     assert ground_of_the_frame(page) == ground
     assert faint_texts(page, IN_THE_FRAME) == []
-    if scheme == "dark":
-        picture(page.locator("treescope-container"), "notebook_dark")
 
 
 @pytest.mark.parametrize(
@@ -395,6 +393,14 @@ def test_anything_that_treescope_shows_follows_the_readers_theme(open_notebook, 
 )
 def test_a_notebooks_own_theme_wins(open_notebook, scheme, told, ground):
     assert ground_of_the_frame(open_notebook(Span(1, 2), scheme, **told)) == ground
+
+
+def test_a_selection_in_a_dark_notebook(open_notebook):
+    selection = selectors.select(chain(12)).at_instances_of(Linear).pick_nth_selected(1)
+    page = open_notebook(selection, "dark")
+    assert page.get_by_text("# Selected:").is_visible()
+    assert faint_texts(page, IN_THE_FRAME) == []
+    picture(page.locator("treescope-container"), "notebook_dark")
 
 
 def test_pictures_of_arrays_keep_their_white_ground(open_notebook):
