@@ -28,6 +28,8 @@ __all__ = ["FAMILY"]
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     sizes = common_fields(reader, epsilon=1e-5)
     window = reader.get("sliding_window", int)
+    reader.expect("full_attn_mod", 1)  # Phi-4 mini's files; the reference does not read them
+    reader.expect("interpolate_factor", 1)
     slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(
         **sizes,

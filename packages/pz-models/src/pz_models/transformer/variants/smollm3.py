@@ -27,6 +27,8 @@ __all__ = ["FAMILY"]
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     sizes = common_fields(reader, tied=True, kv_heads=4)
     count = sizes["num_decoder_blocks"]
+    for field in ("max_window_layers", "pretraining_tp"):
+        reader.get(field, int)  # stored, and not read by the reference
     period = reader.get("no_rope_layer_interval", int, 4)
     stated = reader.get("no_rope_layers", list, [])
     # In spite of its name, 1 in this list means that the block has rotary positions.
