@@ -39,6 +39,19 @@ def test_the_edge_guard_can_fail():
     assert wrong_edges("0.3.0", projects) == ["pz-named>=0.2.0,<0.4"]
 
 
+def commands_of(*files):
+    """`environment:script` of every command in some files, without the cell of a matrix."""
+    text = "".join((ROOT / file).read_text() for file in files)
+    found = re.findall(r"\./hatchw run \"?([a-z0-9]+)[^:\n#]*:(\w+)", text)
+    return {f"{environment}:{script}" for environment, script in found}
+
+
+def test_the_workflow_runs_what_ci_runs():
+    here = commands_of(".ci/run", ".ci/oldest", ".ci/demo")
+    assert here <= commands_of(".github/workflows/ci.yml", ".ci/demo")
+    assert {"lint:check", "iso:test", "oldest:test", "wheels:parity"} <= here
+
+
 def extras_within(extras, name):
     """Every `wheel[extra]` that one of the umbrella's extras brings, as (wheel, extra)."""
     found = set()
