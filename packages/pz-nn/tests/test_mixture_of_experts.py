@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,14 @@ def test_gradients(float64, key):
         return output.unwrap("n", "e"), loss.value.unwrap()
 
     check_gradients(run, np.random.default_rng(0).normal(size=(4, 3)), *data)
+
+
+def test_without_a_place_for_the_loss_it_has_no_state(key):
+    layer = layer_of(key)
+    x = named(0, {"n": 6, "e": 3})
+    bare = dataclasses.replace(layer, load_balancing_loss=None)
+    assert_close(raw(bare(x)), raw(layer(x)), 0)
+    assert len(unbind_variables(bare)[1]) == len(unbind_variables(layer)[1]) - 1
 
 
 def test_uniform_routing_has_the_least_loss(key):
