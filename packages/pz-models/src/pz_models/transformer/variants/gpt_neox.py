@@ -52,6 +52,7 @@ from pz_nn.grouping import Identity, Sequential
 from pz_nn.layer import Layer
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import Affine, ConstantRescale, Linear, NamedEinsum
+from pz_nn.parameters import unique_parameter_names
 from pz_nn.position_embeddings import AddLearnedPositions
 from pz_nn.rope_scaling import RoPEScaling
 from pz_nn.standardization import LayerNorm
@@ -269,6 +270,7 @@ def _blocks(
     return [select(stack).at_instances_of(ConstantRescale).apply(lambda _: ConstantRescale(by))]
 
 
+@unique_parameter_names()
 def build_gpt_neox_transformer(
     config: GPTNeoXTransformerConfig,
     init_base_rng: jax.Array | None = None,

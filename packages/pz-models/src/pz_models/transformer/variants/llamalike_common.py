@@ -54,6 +54,7 @@ from pz_nn.grouping import NamedGroup, Sequential
 from pz_nn.layer import Layer
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import ConstantRescale, NamedEinsum
+from pz_nn.parameters import unique_parameter_names
 from pz_nn.rope_scaling import RoPEScaling
 
 __all__ = [
@@ -405,6 +406,7 @@ def _blocks(
     ]
 
 
+@unique_parameter_names()
 def build_llamalike_transformer(
     config: LlamalikeTransformerConfig,
     init_base_rng: jax.Array | None = None,
