@@ -73,7 +73,7 @@ def _reference(model_type: str) -> Any:
     known = transformers.AutoConfig.for_model(model_type).to_dict()
     common = {key: value for key, value in _COMMON.items() if key in known}
     config = transformers.AutoConfig.for_model(model_type, **common | _FAMILIES[model_type])
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_config(config)
     return model.float().eval()
 
 
