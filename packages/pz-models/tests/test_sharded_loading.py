@@ -140,10 +140,10 @@ def test_every_parameter_is_on_its_shards(tmp_path):
 
 
 BAD_RULES = {
-    "unknown mesh axis": ({"neurons": "tensor"}, r"name the mesh axis 'tensor', but the mesh has"),
+    "unknown mesh axis": ({"neurons": "tensor"}, r"names the mesh axis 'tensor', but the mesh has"),
     "one mesh axis twice": (
         {"neurons": "one", "embedding": "one"},
-        "spread two of its axes over one mesh axis. Drop one",
+        "both spread over the mesh axis 'one', which one array can use only once.* Drop one",
     ),
 }
 
@@ -164,7 +164,9 @@ def test_a_size_that_the_mesh_does_not_divide_is_named():
     from pz_models._placement import placement_on
 
     mesh = AbstractMesh((3,), ("model",))
-    with pytest.raises(ValueError, match=r"'w' with the named shape .*do not divide it"):
+    with pytest.raises(
+        ValueError, match=r"'w' with the named shape .*'neurons' has size 4, which the 3 devices"
+    ):
         placement_on(mesh, {"neurons": "model"}, {"w": {"neurons": 4}})
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from pz_core.variables import Parameter, bind_variables
 from pz_models import _streaming, hub
-from pz_models._placement import AxisRules, placement_on
+from pz_models._placement import placement_on
 from pz_models.checkpoints import Checkpoint
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import CheckpointError
@@ -29,6 +29,7 @@ from pz_models.gguf import GGUFCheckpoint
 from pz_models.huggingface_folder import HuggingFaceFolder, pickle_refusal
 from pz_models.parameter_plan import PlannedRead, plan_reads
 from pz_models.text_part import text_part
+from pz_named.mesh_axes import AxisRules
 from pz_nn.parameters import assert_no_parameter_slots
 
 if TYPE_CHECKING:

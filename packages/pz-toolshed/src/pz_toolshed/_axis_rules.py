@@ -1,17 +1,8 @@
-"""Rules from axis names to mesh axes, and their checks."""
+"""Rules from axis names to mesh axes for the models people train."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-from jax.sharding import AxisType, Mesh
-
-__all__ = ["AxisRules", "automatic_mesh", "mesh_axes_for", "transformer_rules"]
-
-AxisRules: TypeAlias = Mapping[Any, str | tuple[str, ...] | None]
-"""For each axis name, the mesh axis or axes it is spread over; None keeps it whole."""
+__all__ = ["transformer_rules"]
 
 
 def transformer_rules(
@@ -55,62 +46,3 @@ def transformer_rules(
         heads = ("heads", "head_groups") if grouped_heads else ("heads", "query_heads")
         rules |= {name: tensor for name in ("neurons", "vocabulary", *heads)}
     return rules
-
-
-def automatic_mesh(mesh: Any) -> Any:
-    """The mesh with `AxisType.Auto`: layers leave it to the compiler how results are spread.
-
-    Since jax 0.9 `jax.make_mesh` makes explicit axes by default, which ask for that in each operation.
-    """
-    if not isinstance(mesh, Mesh) or all(kind == AxisType.Auto for kind in mesh.axis_types):
-        return mesh
-    types = (AxisType.Auto,) * len(mesh.axis_names)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-
-
-def mesh_axes_for(
-    sizes: Mapping[Any, int], names: Sequence[Any], where: str, mesh: Any, rules: AxisRules
-) -> list[str | tuple[str, ...] | None]:
-    """The mesh axes of each axis of one array, checked.
-
-    Args:
-      sizes: Size of each named axis.
-      names: Name of each axis of the data; None for positional ones.
-      where: What the array is, for errors.
-      mesh: The mesh of devices.
-      rules: From axis names to mesh axes.
-
-    Returns:
-      One entry per axis, for a `PartitionSpec`.
-
-    Raises:
-      ValueError: If a mesh axis is unknown or used twice, or does not divide an axis.
-    """
-    users: dict[str, Any] = {}
-    spec: list[str | tuple[str, ...] | None] = []
-    for name in names:
-        target = None if name is None else rules.get(name)
-        axes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
-        for axis in axes:
-            if axis not in mesh.shape:
-                raise ValueError(
-                    f"sharding {where}: the rule {name!r}: {target!r} names the mesh axis "
-                    f"{axis!r}, but the mesh has {dict(mesh.shape)}. Name one of those, or make "
-                    "a mesh that has it."
-                )
-            if axis in users:
-                raise ValueError(
-                    f"sharding {where}: the axes {users[axis]!r} and {name!r} are both spread "
-                    f"over the mesh axis {axis!r}, which one array can use only once (rules "
-                    f"{dict(rules)}). Drop one of the rules, or set it to None."
-                )
-            users[axis] = name
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        if parts > 1 and sizes[name] % parts:
-            raise ValueError(
-                f"sharding {where}: the axis {name!r} has size {sizes[name]}, which the "
-                f"{parts} devices along {target!r} do not divide (mesh {dict(mesh.shape)}). Use "
-                f"a mesh whose axis divides it, or the rule {name!r}: None."
-            )
-        spec.append(target if target is None or isinstance(target, str) else axes)
-    return spec

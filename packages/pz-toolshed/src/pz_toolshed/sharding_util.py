@@ -27,6 +27,7 @@ from pz_core.variables import (
     bind_variables,
     unbind_variables,
 )
+from pz_named.mesh_axes import AxisRules, automatic_mesh, mesh_axes_for
 from pz_named.named_axes import NamedArrayBase, is_namedarray
 from pz_nn.layer import Layer
 from pz_toolshed._array_leaves import (
@@ -37,12 +38,7 @@ from pz_toolshed._array_leaves import (
     split_arrays,
     with_data,
 )
-from pz_toolshed._axis_rules import (
-    AxisRules,
-    automatic_mesh,
-    mesh_axes_for,
-    transformer_rules,
-)
+from pz_toolshed._axis_rules import transformer_rules
 
 __all__ = [
     "AxisRules",
@@ -70,8 +66,8 @@ def _named_sharding(
     array: NamedArrayBase, where: str, mesh: Any, rules: AxisRules
 ) -> NamedSharding:
     names = [None if isinstance(axis, int) else axis for axis in data_axes(array)]
-    sizes = array.data_array.shape
-    spec = mesh_axes_for(dict(zip(names, sizes, strict=True)), names, where, mesh, rules)
+    axes = list(zip(names, array.data_array.shape, strict=True))
+    spec = mesh_axes_for(axes, where, mesh, rules)
     return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
 
 
