@@ -14,6 +14,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from pz_named._arguments import require_named
@@ -96,6 +97,8 @@ def arange(
     Returns:
       An array with the one axis `name`.
     """
+    if stop is None and step is None and not isinstance(start, jax.core.Tracer):
+        start = max(start, 0)  # jax 0.8 refuses a negative end, which leaves no elements
     return wrap(jnp.arange(start, stop, step, dtype)).tag(name)
 
 
