@@ -36,6 +36,7 @@ from pz_core import (
     unbind_state_vars,
     unbind_variables,
 )
+from pz_core.labeled_variables import DistinctLabel
 
 KINDS = [
     (Parameter, ParameterValue, ParameterSlot),
@@ -345,6 +346,25 @@ class TestTrees:
             ValueError, match=r"takes frozen values, got a .*Parameter.*\.freeze\(\)"
         ):
             bind_variables(slots, variables, unfreeze_as_copy=True)
+
+    def test_slots_made_apart_are_not_filled_by_one_variable(self):
+        one, other = (ParameterSlot(DistinctLabel("w")) for _ in range(2))
+        assert one == other == ParameterSlot("w")
+        assert repr(one) == "ParameterSlot(label='w')"
+        parameter = Parameter(label="w", value=1.0)
+        with pytest.raises(
+            VariableConflictError,
+            match=r"made with the slot ParameterSlot\(label='w'\), at root\['a'\] and root\['b'\]"
+            r"\[1\];.*same object in both places.*another name",
+        ):
+            bind_variables({"a": one, "b": [one, other]}, [parameter])
+        # Nothing is refused that gets no variable, is the same slot, or is written out by hand.
+        assert bind_variables([one, other], []) == [one, other]
+        assert bind_variables([one, one], [parameter]) == [parameter, parameter]
+        assert bind_variables([one, ParameterSlot("w")], [parameter]) == [parameter, parameter]
+        renamed = ParameterSlot(DistinctLabel("v"))
+        two = [parameter, Parameter(label="v", value=2.0)]
+        assert bind_variables([one, renamed], two) == two
 
     def test_gradient_idiom(self):
         slots, params = unbind_params([Parameter(label="w", value=3.0)], freeze=True)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +11,7 @@ from pz_core.variables import (
     ParameterSlot,
     StateVariableSlot,
     VariableConflictError,
+    bind_variables,
     unbind_params,
 )
 from pz_nn.grouping import Sequential
@@ -123,3 +127,46 @@ def test_outside_of_a_scope_equal_names_conflict_when_unbound(key):
     with raises(VariableConflictError, "net/same.weights"):
         unbind_params(two_layers("net", key))
     unbind_params(two_layers("net", key, ("one", "two")))
+
+
+def rebuilt_by_copying(tree):
+    return copy.deepcopy(tree)
+
+
+def rebuilt_by_pickling(tree):
+    return pickle.loads(pickle.dumps(tree))
+
+
+def rebuilt_by_jax(tree):
+    return jax.jit(lambda: tree)()
+
+
+@pytest.mark.parametrize(
+    "rebuilt", [lambda tree: tree, rebuilt_by_copying, rebuilt_by_pickling, rebuilt_by_jax]
+)
+def test_one_parameter_does_not_fill_slots_made_apart(rebuilt, key):
+    _, given = unbind_params(two_layers("net", key, ("same",)))
+    slots = two_layers("net", None)
+    places = [f"root.sublayers[{i}].sublayers[0].weights" for i in range(2)]
+    with raises(VariableConflictError, "'net/same.weights'", *places, "the same object", "another"):
+        rebuilt(slots).bind_variables(given)
+    with raises(VariableConflictError, "'net/same.weights'"):
+        rebuilt(slots).stateless_call([parameter.freeze() for parameter in given], None)
+
+    layer = slots.sublayers[0]  # the advised repairs
+    first, second = rebuilt(Sequential([layer, layer])).bind_variables(given).sublayers
+    assert first.sublayers[0].weights is second.sublayers[0].weights is given[0]
+    _, two = unbind_params(two_layers("net", key, ("one", "two")))
+    unbound = rebuilt(two_layers("net", None, ("one", "two")))
+    assert unbind_params(unbound.bind_variables(two))[1] == two
+
+
+def test_slots_written_by_hand_are_shared_by_their_label(key):
+    parameter = make_parameter("a", key, jax.random.normal, (2,))
+    by_hand, made = ParameterSlot("a"), make_parameter("a", None, jax.random.normal, (2,))
+    tree = bind_variables([by_hand, ParameterSlot("a"), made], [parameter])
+    assert all(leaf is parameter for leaf in tree)
+    # Models built twice are two trees; putting one of them in the place of the other is no conflict.
+    assert jax.tree.structure(two_layers("net", None)) == jax.tree.structure(
+        two_layers("net", None)
+    )

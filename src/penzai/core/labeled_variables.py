@@ -3,6 +3,7 @@
 import sys as _sys
 
 import pz_core.labeled_variables as _real
+from pz_core.labeled_variables import DistinctLabel as DistinctLabel
 from pz_core.labeled_variables import LabeledVariable as LabeledVariable
 from pz_core.labeled_variables import LabeledVariableValue as LabeledVariableValue
 

@@ -35,6 +35,8 @@ class VariableConflictError(Exception):
         model = [Parameter(label="w", value=1.0), Parameter(label="w", value=2.0)]
         unbind_variables(model)  # error: which one is "w"?
 
+    Or two slots that were made apart, each with a `DistinctLabel`, are to be filled by one variable.
+
     Repair: use one object in both places, if they are meant to be shared, or two labels.
     """
 

@@ -12,9 +12,28 @@ from pz_core._variable_values import as_arrays, fresh_containers
 from pz_core.abstract_variables import AbstractVariable, AbstractVariableValue, VariableLabel
 from pz_core.struct import pytree_dataclass
 
-__all__ = ["LabeledVariable", "LabeledVariableValue"]
+__all__ = ["DistinctLabel", "LabeledVariable", "LabeledVariableValue"]
 
 T = TypeVar("T")
+
+
+class DistinctLabel(str):
+    """The label of a slot that was made as a new variable, instead of taking one out of a tree.
+
+    It equals the text it was made of, but knows whether it is the same object: `bind_variables`
+    refuses to put one variable into two slots whose labels were made apart, as `unbind_variables`
+    refuses two variables of one label. A slot that occurs twice keeps its label through every
+    rebuilding of the tree, and stays shared.
+
+    Example:
+      >>> from pz_core.variables import Parameter, ParameterSlot, bind_variables
+      >>> slot, another = ParameterSlot(DistinctLabel("w")), ParameterSlot(DistinctLabel("w"))
+      >>> first, second = bind_variables([slot, slot], [Parameter(label="w", value=1.0)])
+      >>> first is second  # and with [slot, another] a VariableConflictError
+      True
+    """
+
+    __slots__ = ()
 
 
 class LabeledVariable(AbstractVariable, Generic[T], abc.ABC):

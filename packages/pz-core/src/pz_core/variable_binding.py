@@ -20,6 +20,7 @@ from pz_core.abstract_variables import (
     AbstractVariableValue,
     VariableConflictError,
 )
+from pz_core.labeled_variables import DistinctLabel
 
 __all__ = [
     "VariablePredicate",
@@ -91,16 +92,37 @@ def unbind_variables(
 
 
 def _two_variables_text(tree: Any, slot: AbstractVariableSlot) -> str:
-    first: dict[int, str] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, AbstractVariable) and leaf.get_slot() == slot:
-            first.setdefault(id(leaf), "root" + jax.tree_util.keystr(path))
-    places = " and ".join(list(first.values())[:2])
+    places = _first_places(
+        (path, id(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, AbstractVariable) and leaf.get_slot() == slot
+    )
     return (
         f"unbind_variables: two different variables have the slot {slot!r}, at {places}. Use the "
         f"same object in both places if they should be shared; otherwise give one of them another "
         f"label."
     )
+
+
+def _two_slots_text(tree: Any, slot: AbstractVariableSlot) -> str:
+    places = _first_places(
+        (path, id(leaf.label))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_slot)
+        if leaf == slot and isinstance(leaf.label, DistinctLabel)
+    )
+    return (
+        f"bind_variables: two variables were made with the slot {slot!r}, at {places}; one given "
+        f"variable cannot be both. Make it once and use the same object in both places if it should "
+        f"be shared; otherwise give one of them another name."
+    )
+
+
+def _first_places(occurrences: Iterable[tuple[Any, int]]) -> str:
+    """Where the first two of several objects are, each given by path and identity."""
+    first: dict[int, str] = {}
+    for path, identity in occurrences:
+        first.setdefault(identity, "root" + jax.tree_util.keystr(path))
+    return " and ".join(list(first.values())[:2])
 
 
 def bind_variables(
@@ -124,6 +146,7 @@ def bind_variables(
     Raises:
       ValueError: If two entries have one slot, an entry is not used, or one that is no value should
         be unfrozen.
+      VariableConflictError: If slots of an entry were made apart, with a `DistinctLabel` each.
     """
     by_slot: dict[AbstractVariableSlot, Any] = {}
     for variable in variables:
@@ -143,8 +166,12 @@ def bind_variables(
         by_slot[slot] = variable
     leaves, treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_slot)
     used = set()
+    made: dict[AbstractVariableSlot, DistinctLabel] = {}
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, AbstractVariableSlot) and leaf in by_slot:
+            label = getattr(leaf, "label", None)
+            if isinstance(label, DistinctLabel) and made.setdefault(leaf, label) is not label:
+                raise VariableConflictError(_two_slots_text(tree, leaf))
             used.add(leaf)
             leaves[i] = by_slot[leaf]
     unused = [slot for slot in by_slot if slot not in used]

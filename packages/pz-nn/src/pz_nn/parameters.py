@@ -7,8 +7,10 @@ which layers are built does not matter, and a renamed layer is a differently ini
     make_parameter("mlp/in.weights", key, jax.random.normal, (3, 4))   # a Parameter
     make_parameter("mlp/in.weights", None, jax.random.normal, (3, 4))  # a ParameterSlot: structure only
 
-Two parameters of one label would be initialised alike, and be one parameter once bound to slots;
-`unique_parameter_names` makes that an error while a model is built.
+Two parameters of one label in one model are an error, at the latest when they are unbound, or bound: each
+call of `make_parameter` makes a parameter of its own, with or without a key. `unique_parameter_names`
+makes it an error where it happens, while the model is built. What is shared is made once and used in
+several places.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
+from pz_core.labeled_variables import DistinctLabel
 from pz_core.variables import Parameter, ParameterSlot
 
 __all__ = [
@@ -74,8 +77,9 @@ def unique_parameter_names() -> Iterator[None]:
 
     Put it around the building of one model, as a `with` statement or as the decorator of a builder. Scopes
     inside it belong to it, so names are unique in the whole model. `LayerStack.from_sublayer_builder` opens
-    one for its block. Outside of any scope labels are not compared: the same model may be built twice, and
-    two parameters of one label raise a `VariableConflictError` when the model is unbound.
+    one for its block. Outside of any scope the same model may be built twice; two parameters of one label
+    within one tree raise a `VariableConflictError` when they are unbound, and two of their slots when they
+    are bound.
 
     Yields:
         None. `make_parameter` raises `DuplicateParameterNameError` within.
@@ -148,14 +152,15 @@ def make_parameter(
         **init_kwargs: Keyword arguments of the initializer.
 
     Returns:
-        A `Parameter`, or a `ParameterSlot` if `init_base_rng` is None.
+        A `Parameter`, or a `ParameterSlot` if `init_base_rng` is None. The slot's label is a
+        `DistinctLabel`: it equals `name`, but slots made by two calls are not filled by one variable.
 
     Raises:
         DuplicateParameterNameError: If the label was made before within `unique_parameter_names`.
     """
     _note_name(name)
     if init_base_rng is None:
-        return ParameterSlot(name)
+        return ParameterSlot(DistinctLabel(name))
     value = initializer(derive_param_key(init_base_rng, name), *init_args, **init_kwargs)
     return Parameter(label=name, value=value, metadata=metadata or {})
 
