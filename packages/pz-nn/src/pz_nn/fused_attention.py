@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 import jax
+import jax.numpy as jnp
 
 from pz_core.selectors import Selection
 from pz_core.struct import Struct, pytree_dataclass
@@ -138,19 +139,38 @@ class FusedMixValues(Layer):
         )
         values = _grouped(value, batch, self.token_axis, self.shared_head_axes, self.value_axis)
         over_logits = functools.partial(self._over_logits, pending, batch, heads)
-        bias = over_logits(pending.bias)
-        mixed = jax.nn.dot_product_attention(
-            query,
-            key,
-            values,
-            bias=None if bias is None else bias.astype(query.dtype),
-            mask=over_logits(pending.keep),
-            scale=1.0,
-            implementation=self.implementation,
-        )  # {batch, tokens, heads, features}
+        arrays = (query, key, values, over_logits(pending.bias))
+        mixed = self._kernel(arrays, over_logits(pending.keep))  # {batch, tokens, heads, features}
         names = (*batch, self.token_axis, *heads, self.value_axis)
         shape = [*(sizes[name] for name in names[:-1]), mixed.shape[-1]]
         return nx.wrap(mixed.reshape(shape), *names)
+
+    def _kernel(self, arrays: Any, keep: jax.Array | None) -> jax.Array:
+        """JAX's function on (queries, keys, values, bias or None) and a mask."""
+
+        def attend(arrays: Any, keep: jax.Array | None) -> jax.Array:
+            query, key, values, bias = arrays
+            return jax.nn.dot_product_attention(
+                query,
+                key,
+                values,
+                bias=None if bias is None else bias.astype(query.dtype),
+                mask=keep,
+                scale=1.0,
+                implementation=self.implementation,
+            )
+
+        def attend_in_float32(arrays: Any, keep: jax.Array | None) -> jax.Array:
+            wide = jax.tree.map(lambda array: array.astype(jnp.float32), arrays)
+            return attend(wide, keep).astype(jnp.float16)
+
+        if arrays[0].dtype != jnp.float16:
+            return attend(arrays, keep)
+        # On CPUs JAX 0.10 refuses products of float16 that are summed in float32.
+        mixed: jax.Array = jax.lax.platform_dependent(
+            arrays, keep, cpu=attend_in_float32, default=attend
+        )
+        return mixed
 
     def _over_logits(
         self,

@@ -50,12 +50,11 @@ def assert_close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def check_gradients(function, *arguments):
+def check_gradients(function, *arguments, step=1e-5, tolerance=1e-6):
     """Gradients against central differences in a random direction; needs 64-bit floats.
 
     One compiled program computes both: <c, (f(x + hv) - f(x - hv)) / 2h> and <f'(x)ᵀ c, v> for random c, v.
     """
-    step = 1e-5
     leaves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
     start, unravel = ravel_pytree(leaves)
 
@@ -73,7 +72,7 @@ def check_gradients(function, *arguments):
     direction = np.random.default_rng(0).normal(size=start.shape)
     numerical, analytical = both(start, direction)
     # Central differences err by about step² times the third derivative, and by rounding / step.
-    np.testing.assert_allclose(analytical, numerical, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(analytical, numerical, rtol=tolerance, atol=tolerance / 10)
 
 
 def assert_jit_equals_eager(layer, value, tolerance=1e-6, **side_inputs):
