@@ -124,6 +124,7 @@ LAYERS = {
 # --- structure --------------------------------------------------------------------------------------
 
 LINEAR = pz_nn.Linear.from_config("net/query", KEY, {"f": 3}, {"g": 2})
+IN_PLACE = pz_nn.Linear.from_config("f", KEY, {"f": 3}, {"f": 3})
 EINSUM = pz_nn.NamedEinsum((("a", "b"), ("b", "c")), ("a", "c"))
 CHECKED = pz_nn.CheckedSequential(
     chk.ArraySpec(named_shape={"x": 4}, dtype=jnp.floating),
@@ -177,6 +178,13 @@ STRUCTURE = {
         lambda: LINEAR(ones(f=3, g=7)),
         lambda: LINEAR(pz_nn.RenameAxes("g", "h")(ones(f=3, g=7))),
         {"h": 7, "g": 2},
+    ),
+    "LinearInPlace: batch axis of the made-up name": Case(
+        mismatch,
+        ("(f) ", "f_out: 3 (output: 3)", "RenameAxes"),
+        lambda: IN_PLACE(ones(f_out=3, f=3)),
+        lambda: IN_PLACE(pz_nn.RenameAxes("f_out", "rows")(ones(f_out=3, f=3))),
+        {"rows": 3, "f": 3},
     ),
     "NamedEinsum: size": Case(
         mismatch,

@@ -21,8 +21,10 @@ from pz_core.variables import (
 from pz_named import named_axes as nx
 from pz_nn._stacked_state import LayerWithStateInPlace
 from pz_nn.attention import ApplyCausalAttentionMask, KVCachingAttention
+from pz_nn.grouping import Sequential
 from pz_nn.kv_cache import KVCacheOverflowError, kv_cache_overflows
 from pz_nn.layer_stack import LayerStack, LayerStackVarBehavior
+from pz_nn.linear_and_affine import Linear
 
 AXES = {"batch": 2, "heads": H, "p": P}
 
@@ -78,6 +80,26 @@ def test_cached_equals_uncached(pieces, stacked, key):
     expected = call(uncached, x, token_positions=nx.arange("seq", 6))
     y = run_in_pieces(cached, x, pieces, call)
     assert_close(raw(y, "batch", "seq", "f"), raw(expected, "batch", "seq", "f"))
+
+
+def test_values_may_be_of_another_size_than_keys(key):
+    mask = ApplyCausalAttentionMask(-1e30, kv_positions_input_name="kv_positions")
+    mix = attention("a", key).attn_value_to_output.sublayers[0]
+    values = {"heads": H, "p": 3}
+    uncached = dataclasses.replace(
+        attention("a", key, mask=mask),
+        input_to_value=Linear.from_config("a/value", key, {"f": F}, values),
+        attn_value_to_output=Sequential([mix, Linear.from_config("a/out", key, values, {"f": F})]),
+    )
+    cached = KVCachingAttention.from_uncached(
+        uncached, "seq", CAPACITY, AXES, "end", value_axes={"batch": 2, **values}
+    )
+    assert [dict(part.named_shape)["p"] for part in cached.kv_cache.value] == [P, 3]
+    x = named(0, {"batch": 2, "seq": 4, "f": F})
+    positions = {"token_positions": nx.arange("seq", 4), "kv_positions": nx.arange("seq", 4)}
+    y = run_in_pieces(cached, x, [0, 3, 4])
+    order = ("batch", "seq", "f")
+    assert_close(raw(y, *order), raw(call(uncached, x, **positions), *order))
 
 
 def test_compiled_steps_equal_eager_ones_and_compile_once(key):
@@ -164,8 +186,6 @@ def test_from_uncached():
     assert layer.kv_cache.metadata == {"layerstack_axes": {"outer": behavior, "inner": behavior}}
     assert cached_layer(None).kv_cache.metadata == {}
     assert layer.input_to_query.sublayers[0].weights.label == "a/query.weights"
-    other = cached_layer(None, value_axes={"heads": 2, "r": 7})
-    assert other.kv_cache.value[1].named_shape == {"heads": 2, "seq": CAPACITY, "r": 7}
     with raises(ValueError, "['p']", "cached_axes"):
         cached_layer(None, layerstack_axes={"p": 2})
     with raises(ValueError, "['seq']", "cached_axes"):

@@ -485,6 +485,47 @@ def test_builder_keeps_the_class_and_shares_states_on_request(key):
     assert float(count.value) == 2.0
 
 
+def test_initialisation_is_one_program_for_all_blocks():
+    """The builder runs once, under vmap, so what is traced to initialise a stack is no larger for more blocks."""
+    calls = []
+
+    def builder(name, init_base_rng):
+        calls.append(init_base_rng)
+        return affine(name, init_base_rng)
+
+    def equations(size):
+        def initial(key):
+            stack = LayerStack.from_sublayer_builder(builder, "blocks", size, key, {"name": "b"})
+            return unbind_variables(stack, freeze=True)[1]
+
+        return len(jax.make_jaxpr(initial)(jax.random.key(0)).eqns)
+
+    assert equations(2) == equations(16)
+    assert len(calls) == 2
+
+
+def test_blocks_may_own_a_random_stream(key):
+    @pytree_dataclass
+    class Noise(Layer):
+        stream: RandomStream
+
+        def __call__(self, x, /, **_side_inputs):
+            return x + jax.random.uniform(self.stream.next_key())
+
+    base = jax.random.key(1)
+
+    def builder(init_base_rng):
+        del init_base_rng
+        return Noise(RandomStream.from_base_key(base))
+
+    stack = LayerStack.from_sublayer_builder(
+        builder, "blocks", 3, key, {}, is_shared_state=lambda variable: True
+    )
+    draws = [jax.random.uniform(jax.random.fold_in(base, i)) for i in range(3)]
+    assert_close(raw(stack(nx.zeros({}))), sum(draws))
+    assert int(stack.stacked_sublayers.stream.offset.value) == 3
+
+
 def test_builder_keeps_shared_parameters_numbers_and_metadata(key):
     @pytree_dataclass
     class Holds(Layer):

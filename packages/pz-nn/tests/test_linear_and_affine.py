@@ -21,6 +21,7 @@ from pz_core.variables import Parameter, ParameterSlot, UnboundVariableError, fr
 from pz_named import named_axes as nx
 from pz_named import shapecheck as chk
 from pz_nn.basic_ops import Elementwise
+from pz_nn.embeddings import EmbeddingDecode, EmbeddingTable
 from pz_nn.linear_and_affine import (
     AddBias,
     Affine,
@@ -302,14 +303,22 @@ def test_linear_low_precision(key, dtype, tolerance):
     assert layer(x.astype(jnp.float32)).dtype == jnp.float32
 
 
-def test_linear_passes_precision_on(key):
-    layer = Linear(
-        Parameter(label="w", value=nx.ones({"f": 3, "g": 2}, jnp.bfloat16)).freeze(),
-        ("f",),
-        ("g",),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+def frozen_ones(**sizes):
+    return Parameter(label="w", value=nx.ones(sizes, jnp.bfloat16)).freeze()
+
+
+@pytest.mark.parametrize(
+    "contracting",
+    [
+        lambda **options: Linear(frozen_ones(f=3, g=2), ("f",), ("g",), **options),
+        lambda **options: EmbeddingDecode(EmbeddingTable(frozen_ones(v=2, f=3), "v"), **options),
+        lambda **options: lambda x: NamedEinsum((("f",), ("f",)), (), **options)((x, x)),
+        lambda **options: lambda x: contract("f", x, x, **options),
+    ],
+    ids=["Linear", "EmbeddingDecode", "NamedEinsum", "contract"],
+)
+def test_precision_is_passed_on(contracting):
+    layer = contracting(precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     jaxpr = jax.make_jaxpr(layer)(nx.ones({"f": 3}, jnp.bfloat16))
     assert "HIGHEST" in str(jaxpr)
     assert jaxpr.out_avals[0].dtype == jnp.float32

@@ -188,3 +188,15 @@ def test_empty_and_single(key, cls):
     layer = cls.from_config("N", key, {"a": 4})
     assert layer(nx.zeros({"seq": 0, "a": 4})).named_shape == {"seq": 0, "a": 4}
     assert layer(nx.ones({"a": 4})).named_shape == {"a": 4}
+
+
+@pytest.mark.parametrize("cls", [Standardize, RMSStandardize])
+def test_epsilon_is_a_number(cls):
+    layer = cls("a", jnp.float32(0.25))
+    assert layer == cls("a", 0.25)
+    assert jax.tree.leaves(layer) == []
+    for wrong in (jnp.ones(2), "1e-6"):
+        with pytest.raises(TypeError, match="epsilon must be a number"):
+            cls("a", wrong)
+    with pytest.raises(TypeError, match="known when the layer is built"):
+        jax.jit(lambda epsilon: cls("a", epsilon)(named(0, {"a": 3})))(1e-6)
