@@ -659,6 +659,13 @@ STACKS = {
         lambda: counted(state(PER_LAYER, nx.stack([ones(f=1)] * 2, "blocks"))),
         {"blocks": 2, "f": 1},
     ),
+    "state per layer without names": Case(
+        ValueError,
+        ("'count'", "PER_LAYER", "without names", "nx.stack(values, 'blocks')"),
+        lambda: counted(state(PER_LAYER, jnp.zeros(2))),
+        lambda: counted(state(PER_LAYER, nx.wrap(jnp.zeros(2), "blocks"))),
+        {"blocks": 2},
+    ),
     "state per layer in the side inputs": Case(
         ValueError,
         ("'count'", "PER_LAYER", "side inputs", "Remove it there"),

@@ -222,23 +222,10 @@ def test_linear_batch_axes_of_any_name_and_number(key):
 def test_linear_errors_name_the_layer(key, parameter):
     layer = Linear.from_config("net/query", key, {"f": 3}, {"g": 2}, initializer=draw)
     layer = layer if parameter == "parameter" else freeze_variables(layer)
-    mismatch = chk.StructureMismatchError
-    with raises(mismatch, "(net/query) ", "f"):
-        layer(named(0, {"x": 3}))
-    with raises(mismatch, "(net/query) ", "f", "3", "4"):
+    with raises(chk.StructureMismatchError, "(net/query) ", "f", "3", "4"):
         layer(named(0, {"f": 4}))
-    with raises(mismatch, "(net/query) ", "int32"):
-        layer(nx.arange("f", 3))
-    with raises(mismatch, "complex64"):
+    with raises(chk.StructureMismatchError, "(net/query) ", "complex64"):
         layer(nx.ones({"f": 3}, jnp.complex64))
-    with raises(mismatch, "(net/query) "):
-        layer(nx.wrap(jnp.ones(3)).tag("f").untag("f"))
-    with raises(mismatch, "(net/query) ", "g: 2", "RenameAxes"):
-        layer(named(0, {"f": 3, "g": 2}))
-    with raises(ValueError, "g: 7 (output: 2)"):
-        layer(named(0, {"f": 3, "g": 7}))
-    # The repair:
-    assert layer(RenameAxes("g", "h")(named(0, {"f": 3, "g": 2}))).named_shape == {"h": 2, "g": 2}
 
 
 def test_linear_labels_that_are_no_strings(key):
@@ -472,18 +459,10 @@ def test_named_einsum_construction_errors():
 def test_named_einsum_call_errors():
     layer = NamedEinsum((("a", "b"), ("b", "c")), ("a", "c"))
     x, y = named(0, {"a": 2, "b": 3}), named(1, {"b": 3, "c": 4})
-    with raises(ValueError, "tuple of 2", "list"):
-        layer([x, y])
-    with raises(ValueError, "tuple of 2", "length 1"):
-        layer((x,))
     with raises(ValueError, "NamedArray"):
         layer(x)
-    with raises(chk.StructureMismatchError, "NamedEinsum", "b"):
-        layer((x, named(1, {"b": 5, "c": 4})))
     with raises(chk.StructureMismatchError, "NamedEinsum", "c"):
         layer((x, named(1, {"b": 3})))
-    with raises(chk.StructureMismatchError, "batch"):
-        layer((named(0, {"n": 2, "a": 2, "b": 3}), y))
     with raises(chk.StructureMismatchError, "int32"):
         layer((x.astype(jnp.int32), y))
     with raises(chk.StructureMismatchError, "NamedEinsum"):

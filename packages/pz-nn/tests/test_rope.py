@@ -128,21 +128,10 @@ def test_errors():
     x = named(0, {"s": 3, "e": 4})
     with raises(KeyError, "positions", "ApplyRoPE", "Did you mean 'position'?"):
         layer(x, position=nx.arange("s", 3))
-    with raises(ValueError, "embedding axis", "{'e': 4}", "{'s': 3, 'e': 4}"):
-        layer(x, positions=nx.arange("e", 4))
-    with raises(ValueError, "positional", "(3,)"):
-        layer(x, positions=nx.wrap(jnp.arange(3)))
-    with raises(ValueError, "['t']", "{'t': 3}", "{'s': 3, 'e': 4}"):
-        layer(x, positions=nx.arange("t", 3))
-    with raises(TypeError, "named array", "wrap"):
-        layer(x, positions=jnp.arange(3))
-    with raises(ValueError, "even", "3"):
-        layer(named(0, {"s": 3, "e": 3}), positions=nx.arange("s", 3))
     with raises(ValueError, "even", "3"):
         ApplyRoPEToSubset("e", 100.0, 3, "positions")(x, positions=nx.arange("s", 3))
-    for size in (1, 5):
-        with raises(ValueError, "agree in size", f"{{'s': {size}}}", "{'s': 3, 'e': 4}"):
-            layer(x, positions=nx.arange("s", size))
+    with raises(ValueError, "agree in size", "{'s': 1}", "{'s': 3, 'e': 4}"):
+        layer(x, positions=nx.arange("s", 1))  # not broadcast
     for make in (ApplyRoPE, lambda *a, **k: ApplyRoPEToSubset(a[0], a[1], 2, a[2], **k)):
         with raises(ValueError, "at least 1.0", "0.5"):
             make("e", 100.0, "positions", scale_factor=0.5)
