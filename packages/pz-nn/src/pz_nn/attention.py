@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
-from pz_nn import _attention_builder, _cache_building, _cache_writes
+from pz_nn import _attention_builder, _cache_writes
+from pz_nn._cache_building import CacheLayout, attention_parts
 from pz_nn.attention_masks import (
     ApplyAttentionMask,
     ApplyCausalAttentionMask,
@@ -286,15 +287,12 @@ class KVCachingAttention(CachingLayer):
             The layer, its caches zeros: axes of stacks first, the token axis last in the keys and before
             the last in the values.
         """
-        fields = _cache_building.cached_fields(
-            f"{cls.__name__}.from_uncached",
-            original,
-            (sequence_axis, cache_len),
-            cached_axes,
-            value_axes,
-            layerstack_axes,
-            cache_end_index_key,
-            cache_dtype,
-            cache_label,
+        layout = CacheLayout(
+            sequence_axis, cache_len, cached_axes, value_axes, layerstack_axes, cache_dtype
         )
-        return cls(**fields)
+        return cls(
+            **attention_parts(original),
+            sequence_axis=sequence_axis,
+            kv_cache_end_index_key=cache_end_index_key,
+            kv_cache=layout.empty(f"{cls.__name__}.from_uncached", cache_label),
+        )

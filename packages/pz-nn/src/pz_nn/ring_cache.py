@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from pz_core.struct import pytree_dataclass
 from pz_named import named_axes as nx
-from pz_nn import _cache_building, _cache_writes
+from pz_nn import _cache_writes
 from pz_nn._attention_positions import named_side_input
+from pz_nn._cache_building import CacheLayout, attention_parts
 from pz_nn.attention import Attention
 from pz_nn.attention_masks import ApplyCausalAttentionMask, ApplyCausalSlidingWindowAttentionMask
 from pz_nn.kv_cache import CachingLayer, known_index, require_room
@@ -171,21 +172,20 @@ class RingKVCachingAttention(CachingLayer):
         Raises:
             ValueError: If the layer has no sliding window, or one larger than the ring.
         """
-        fields = _cache_building.cached_fields(
-            f"{cls.__name__}.from_uncached",
-            original,
-            (sequence_axis, cache_len),
-            cached_axes,
-            value_axes,
-            layerstack_axes,
-            cache_end_index_key,
-            cache_dtype,
-            cache_label,
+        layout = CacheLayout(
+            sequence_axis, cache_len, cached_axes, value_axes, layerstack_axes, cache_dtype
         )
-        fields["query_key_to_attn"] = _with_window(
+        parts = attention_parts(original)
+        parts["query_key_to_attn"] = _with_window(
             original.query_key_to_attn, cache_len, kv_positions_input_name
         )
-        return cls(**fields, kv_positions_input_name=kv_positions_input_name)
+        return cls(
+            **parts,
+            sequence_axis=sequence_axis,
+            kv_cache_end_index_key=cache_end_index_key,
+            kv_positions_input_name=kv_positions_input_name,
+            kv_cache=layout.empty(f"{cls.__name__}.from_uncached", cache_label),
+        )
 
 
 def _tokens_in_ring(last: Any, axis: str, capacity: int) -> Any:
