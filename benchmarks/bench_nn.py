@@ -272,7 +272,14 @@ def _as_registered_dataclasses(tree: Any) -> Any:
     """The same tree with every struct as a plain dataclass of `jax.tree_util.register_dataclass`."""
     if isinstance(tree, Struct) or nx.is_namedarray(tree):
         names = [field.name for field in dataclasses.fields(tree)]
-        mirror = _mirror(type(tree), tuple(names))
+        static = [
+            field.name
+            for field in dataclasses.fields(tree)
+            if not (kind := field.metadata.get("pytree_node", True))
+            or field.name == "named_axes"
+            or (kind == "unless_number" and isinstance(getattr(tree, field.name), int | float))
+        ]
+        mirror = _mirror(type(tree).__name__, tuple(names), tuple(static))
         return mirror(*(_as_registered_dataclasses(getattr(tree, name)) for name in names))
     if isinstance(tree, list | tuple):
         return type(tree)(_as_registered_dataclasses(item) for item in tree)
@@ -280,17 +287,11 @@ def _as_registered_dataclasses(tree: Any) -> Any:
 
 
 @functools.cache
-def _mirror(kind: type, names: tuple[str, ...]) -> Any:
-    made = dataclasses.make_dataclass(kind.__name__, names, frozen=True)
-    static = {
-        field.name
-        for field in dataclasses.fields(kind)
-        if not field.metadata.get("pytree_node", True) or field.name == "named_axes"
-    }
+def _mirror(name: str, fields: tuple[str, ...], static: tuple[str, ...]) -> Any:
     return jax.tree_util.register_dataclass(
-        made,
-        data_fields=[name for name in names if name not in static],
-        meta_fields=[name for name in names if name in static],
+        dataclasses.make_dataclass(name, fields, frozen=True),
+        data_fields=[field for field in fields if field not in static],
+        meta_fields=static,
     )
 
 

@@ -27,7 +27,6 @@ from pz_nn import basic_ops as ops
 from pz_nn import linear_and_affine as linear
 from pz_nn.combinators import BranchAndMultiplyTogether, Residual
 from pz_nn.grouping import Sequential
-from pz_nn.leaf_numbers import numbers_as_arrays
 from pz_nn.standardization import RMSLayerNorm
 
 __all__ = ["build_block", "build_llama", "decode", "decode_step", "with_caches"]
@@ -141,7 +140,7 @@ def build_llama(weights: dict[str, jax.Array], shape: peer.Shape, **stack_option
     values = [
         ParameterValue(label, value) for label, value in _named_weights(weights, shape).items()
     ]
-    return numbers_as_arrays(bind_variables(model, values))
+    return bind_variables(model, values)
 
 
 def with_caches(model: Any, shape: peer.Shape, batch: int, capacity: int) -> Any:

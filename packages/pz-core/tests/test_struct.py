@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from jax.tree_util import GetAttrKey
-from pz_core_trees import Box, Empty, Net, OwnLayout, StaticOnly, WithInit, WithKeys, static, trees
+from pz_core_trees import (
+    Box,
+    Empty,
+    Hyper,
+    Net,
+    OwnLayout,
+    StaticOnly,
+    WithInit,
+    WithKeys,
+    static,
+    trees,
+)
 
 import pz_core
 from pz_core import Struct, pytree_dataclass
@@ -630,6 +641,92 @@ class TestPytree:
         theirs = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         assert ours == theirs
         assert [jax.tree_util.keystr(p) for p in ours] == [jax.tree_util.keystr(p) for p in theirs]
+
+
+class TestStaticNumbers:
+    """Fields that are children unless they hold a number."""
+
+    @pytest.mark.parametrize("number", [True, 3, 0.5, 1j])
+    def test_a_number_is_no_leaf(self, number):
+        node = Hyper(1.5, number)
+        assert jax.tree.leaves(node) == [1.5]
+        assert jax.tree.map(lambda x: 2 * x, node) == Hyper(3.0, number)
+
+    @pytest.mark.parametrize("child", [np.float32(2), np.arange(2), "text", [1.0]], ids=repr)
+    def test_anything_else_is_a_child(self, child):
+        assert jax.tree.leaves(Hyper(1.5, child)) == [1.5, *jax.tree.leaves(child)]
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(Hyper(1.5, child))]
+        assert all(path[0] == GetAttrKey("by") for path in paths[1:])
+
+    def test_numbers_of_different_types_are_different_structures(self):
+        one, real, true = (jax.tree.structure(Hyper(0, number)) for number in (1, 1.0, True))
+        assert one == jax.tree.structure(Hyper(5, 1))
+        assert len({one, real, true}) == 3
+        assert one != real
+        assert real != true
+
+    def test_is_neither_traced_nor_differentiated(self):
+        traced = []
+
+        @jax.jit
+        def run(node):
+            traced.append(node.by)
+            return node.a * node.by
+
+        assert [run(Hyper(2.0, by)).item() for by in (3, 3, 4)] == [6.0, 6.0, 8.0]
+        assert traced == [3, 4]
+        assert run(Hyper(2.0, jnp.float32(5))) == 10
+        assert isinstance(traced[-1], jax.core.Tracer)
+        assert jax.grad(lambda node: node.a * node.by)(Hyper(2.0, 3)) == Hyper(jnp.float32(3), 3)
+
+    def test_a_number_put_in_the_place_of_an_array_is_a_leaf(self):
+        # As in a tree of axes for vmap, or the mask of an optimizer.
+        node = Hyper(jnp.arange(3.0), jnp.arange(3.0))
+        axes = jax.tree.map(lambda _: 0, node)
+        assert axes == Hyper(0, 0)
+        assert jax.tree.structure(axes) == jax.tree.structure(node)
+        assert jax.tree.leaves(copy.deepcopy(axes)) == [0, 0]
+        assert node.tree_flatten()[1] == axes.tree_flatten()[1]
+        product = jax.vmap(lambda n: n.a * n.by, in_axes=(axes,))(node)
+        np.testing.assert_array_equal(product, [0, 1, 4])
+
+    def test_maps_that_stop_at_none(self):
+        mapped = jax.tree.map(lambda x: x, Hyper(None, 3), is_leaf=lambda x: x is None)
+        assert mapped == Hyper(None, 3)
+        assert jax.tree.leaves(mapped) == []
+
+    def test_selections_reach_it(self):
+        tree = [Hyper(jnp.ones(2), 3), Hyper(jnp.ones(2), jnp.float32(3))]
+        found = pz_core.select(tree).at(lambda t: t[0].by)
+        assert found.get() == 3
+        changed = found.set(jnp.float32(7))
+        assert len(jax.tree.leaves(changed)) == 4
+        assert len(jax.tree.leaves(tree)) == 3
+        assert pz_core.select(tree).at_instances_of(int).set(9)[0].by == 9
+        assert pz_core.select(tree).at_pytree_leaves().count() == 3
+        assert pz_core.select(3).at_pytree_leaves().get() == 3
+
+    def test_public_flatten_methods(self):
+        for node in (Hyper(1, 2), Hyper(1, "child")):
+            children, static = node.tree_flatten()
+            assert Hyper.tree_unflatten(static, children) == node
+        assert Hyper(1, 2).tree_flatten() == (
+            [1],
+            StructStaticMetadata(("a",), {"by": 2, "tag": "t"}),
+        )
+
+    def test_copies_keep_what_is_static(self):
+        for node in (Hyper(1, 2), jax.tree.map(lambda _: 0, Hyper("a", "b"))):
+            leaves = jax.tree.leaves(node)
+            for copied in (copy.copy(node), copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
+                assert copied == node
+                assert jax.tree.leaves(copied) == leaves
+        assert jax.tree.leaves(dataclasses.replace(Hyper(1, 2), by="child")) == [1, "child"]
+
+    def test_other_metadata_is_refused(self):
+        field = dataclasses.field(metadata={"pytree_node": "number"})
+        with pytest.raises(ValueError, match="'unless_number'"):
+            pytree_dataclass(type("C", (Struct,), {"__annotations__": {"a": int}, "a": field}))
 
 
 class TestCopies:

@@ -22,7 +22,7 @@ from pz_nn.basic_ops import Softmax
 from pz_nn.embeddings import EmbeddingDecode
 from pz_nn.grouping import Identity, Sequential
 from pz_nn.layer_stack import LayerStack
-from pz_nn.linear_and_affine import Linear
+from pz_nn.linear_and_affine import ConstantRescale, Linear
 from pz_nn.stack_surgery import restack, unstack
 
 
@@ -199,8 +199,16 @@ INEXPRESSIBLE = {
         r"has axes='seq', where the family has 'kv_seq'",
     ),
     "a constant": (
-        lambda m: jax.tree_util.tree_map(lambda x: x + x, freeze_params(m)),
-        r"where the family has",
+        lambda m: m.select().at_instances_of(ConstantRescale).apply(lambda _: ConstantRescale(0.3)),
+        r"has by=0\.3, where the family has 0\.",
+    ),
+    "an array for a constant": (
+        lambda m: (
+            m.select()
+            .at_instances_of(ConstantRescale)
+            .apply(lambda layer: ConstantRescale(np.float32(layer.by)))
+        ),
+        r"has by=.*0\..*, where the family has 0\.",
     ),
     "copies apart": (_apart, "another value than the other place of the shared parameter"),
     "fewer neurons": (_with_fewer_neurons, r"the named shape .*'neurons': 8.*a file .* holds"),

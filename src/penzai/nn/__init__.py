@@ -114,7 +114,6 @@ from pz_nn import lecun_uniform_initializer as lecun_uniform_initializer
 from pz_nn import make_parameter as make_parameter
 from pz_nn import maybe_dropout as maybe_dropout
 from pz_nn import normal_initializer as normal_initializer
-from pz_nn import numbers_as_arrays as numbers_as_arrays
 from pz_nn import orthogonal_initializer as orthogonal_initializer
 from pz_nn import quantize_linear as quantize_linear
 from pz_nn import quantize_linears as quantize_linears

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from pz_core._nodes import child_getter, children_of, keys_of, with_changes
+from pz_core._struct_codegen import is_static_number, node_functions
 
 __all__ = [
     "KeyPaths",
@@ -200,8 +201,18 @@ def _find_ends(start: Place, *, with_childless: bool) -> list[Place]:
 
 
 def find_leaves(start: Place) -> list[Place]:
-    """Returns the places of JAX's leaves."""
-    return _find_ends(start, with_childless=False)
+    """Returns the places of JAX's leaves: numbers that are static are none."""
+    found = _find_ends(start, with_childless=False)
+    return [place for place in found if place is start or not _is_static_number(place)]
+
+
+def _is_static_number(place: Place) -> bool:
+    parent, index, _ = place
+    functions = None if parent is None else node_functions.get(type(parent[2]))
+    if parent is None or functions is None or not functions.number_names:
+        return False
+    name = functions.child_names[index]
+    return name in functions.number_names and is_static_number(parent[2], name)
 
 
 def find_childless(start: Place) -> list[Place]:

@@ -27,7 +27,7 @@ def class_restored_on_failure(cls: type) -> Iterator[None]:
         for name in set(vars(cls)) - set(before):
             type.__delattr__(cls, name)
         for name, value in before.items():
-            if vars(cls)[name] is not value:
+            if name not in vars(cls) or vars(cls)[name] is not value:
                 type.__setattr__(cls, name, value)
         raise
 

@@ -11,6 +11,17 @@ declared static, which become part of the tree's structure.
 >>> jax.tree.map(lambda x: 2 * x, Scale(1.5))
 Scale(factor=3.0, unit='m')
 
+A third kind of field, `metadata={"pytree_node": "unless_number"}`, is a child unless it holds a Python
+number (`bool`, `int`, `float`, `complex`), which is static then: hyperparameters, that are neither
+differentiated nor traced, but may as well be arrays, one for each block of a layer stack for example.
+Selections reach such a number like a child.
+
+>>> @pytree_dataclass
+... class Rescale(Struct):
+...     by: float | jax.Array = dataclasses.field(metadata={"pytree_node": "unless_number"})
+>>> jax.tree.leaves([Rescale(2.0), Rescale(jax.numpy.arange(3))])
+[Array([0, 1, 2], dtype=int32)]
+
 Every concrete class is decorated itself; an undecorated subclass of `Struct` is abstract. How the
 classes are registered with JAX without slowing it down is told in `_struct_codegen`.
 """
@@ -93,9 +104,14 @@ def is_pytree_dataclass_type(cls: Any) -> bool:
 def is_pytree_node_field(field: dataclasses.Field[Any]) -> bool:
     """Whether a dataclass field holds a pytree child; static fields do not.
 
-    A field is made static by `dataclasses.field(metadata={"pytree_node": False})`.
+    A field is made static by `dataclasses.field(metadata={"pytree_node": False})`; with
+    `"unless_number"` it holds a child, or a static number.
     """
-    return cast(bool, field.metadata.get("pytree_node", True))
+    return bool(field.metadata.get("pytree_node", True))
+
+
+def _may_hold_static_number(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("pytree_node") == "unless_number")
 
 
 @overload
@@ -242,6 +258,12 @@ def _register(cls: type, generates_init: bool, post_init_may_rerun: bool) -> Non
         jax.tree_util.register_pytree_with_keys_class(cls)
         return
     fields = _fields(cls)
+    for field in fields:
+        if field.metadata.get("pytree_node", True) not in (True, False, "unless_number"):
+            raise ValueError(
+                f"@pytree_dataclass: the field {field.name!r} of {cls.__qualname__} has the metadata "
+                f"pytree_node={field.metadata['pytree_node']!r}. It is True, False or 'unless_number'."
+            )
     hidden = sorted({field.name for field in fields} & _RESERVED_NAMES)
     if hidden:
         raise PyTreeDataclassSafetyError(
@@ -252,6 +274,7 @@ def _register(cls: type, generates_init: bool, post_init_may_rerun: bool) -> Non
         cls,
         [field.name for field in fields if is_pytree_node_field(field)],
         [field.name for field in fields if not is_pytree_node_field(field)],
+        [field.name for field in fields if _may_hold_static_number(field)],
         default_keys=cls.key_for_field is Struct.key_for_field,
     )
     may_call_constructor = (
@@ -311,7 +334,8 @@ class Struct(metaclass=AbstractStructMetaclass):
     """Base class of frozen dataclasses that are pytree nodes.
 
     Subclasses are decorated with `pytree_dataclass`. Their fields are pytree children, except those
-    declared with `dataclasses.field(metadata={"pytree_node": False})`.
+    declared with `dataclasses.field(metadata={"pytree_node": False})`, and numbers in those declared
+    with `"unless_number"`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -378,10 +402,16 @@ class Struct(metaclass=AbstractStructMetaclass):
     @final
     def tree_flatten(self) -> tuple[list[Any], StructStaticMetadata]:
         """Returns the children, and the static fields."""
-        fields = _fields(type(self))
-        names = tuple(field.name for field in fields if is_pytree_node_field(field))
-        static = {f.name: getattr(self, f.name) for f in fields if not is_pytree_node_field(f)}
-        return [getattr(self, name) for name in names], StructStaticMetadata(names, static)
+        names, static = [], {}
+        for field in _fields(type(self)):
+            if not is_pytree_node_field(field) or (
+                _may_hold_static_number(field)
+                and _struct_codegen.is_static_number(self, field.name)
+            ):
+                static[field.name] = getattr(self, field.name)
+            else:
+                names.append(field.name)
+        return [getattr(self, name) for name in names], StructStaticMetadata(tuple(names), static)
 
     @final
     @classmethod

@@ -60,6 +60,15 @@ class WithInit(pz_core.Struct):
         self.tag = tag
 
 
+@pz_core.pytree_dataclass
+class Hyper(pz_core.Struct):
+    """A number in `by` is static, anything else a child."""
+
+    a: Any
+    by: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
+    tag: str = static("t")
+
+
 @dataclasses.dataclass(frozen=True)
 class LoudKey(pz_core.tree_util.CustomGetAttrKey):
     loudness: int = 3
@@ -141,6 +150,7 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.builds(Net, st.lists(children, max_size=3), children, tags),
         st.builds(WithInit, children, tags),
         st.builds(WithKeys, children, children),
+        st.builds(Hyper, children, children, tags),
         st.builds(OwnLayout, children, children),
         st.builds(KeylessNode, children, children),
         children.map(lambda child: [child, child]),  # a shared object

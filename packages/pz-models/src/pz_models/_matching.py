@@ -6,13 +6,13 @@ shifts the labels of those behind it, and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import numpy as np
 
+from pz_core.struct import Struct
 from pz_core.tree_util import pretty_keystr, tree_flatten_exactly_one_level
 from pz_core.variables import AbstractVariable, Parameter, ParameterSlot, ParameterValue
 
@@ -79,13 +79,12 @@ def _keep(mine: Any, label: str, place: str, found: dict[str, Any]) -> None:
 
 def _static_difference(mine: Any, theirs: Any, n_mine: int, n_theirs: int) -> str:
     """How two nodes of one type differ apart from their children; empty if they do not."""
-    if dataclasses.is_dataclass(mine):
-        for field in dataclasses.fields(mine):
-            if field.metadata.get("pytree_node", True):
-                continue
-            own, other = getattr(mine, field.name), getattr(theirs, field.name)
-            if not _equal(own, other):
-                return f"has {field.name}={_short(own)}, where the family has {_short(other)}"
+    if isinstance(mine, Struct):
+        static, counterparts = (node.tree_flatten()[1].static_fields for node in (mine, theirs))
+        for name in [*static, *(name for name in counterparts if name not in static)]:
+            own, other = getattr(mine, name), getattr(theirs, name)
+            if name not in static or name not in counterparts or not _equal(own, other):
+                return f"has {name}={_short(own)}, where the family has {_short(other)}"
     elif isinstance(mine, dict) and mine.keys() != theirs.keys():
         return f"has the keys {_short(list(mine))}, where the family has {_short(list(theirs))}"
     if n_mine != n_theirs:

@@ -86,7 +86,6 @@ from pz_nn.layer_stack import LayerStack as LayerStack
 from pz_nn.layer_stack import LayerStackGetAttrKey as LayerStackGetAttrKey
 from pz_nn.layer_stack import LayerStackVarBehavior as LayerStackVarBehavior
 from pz_nn.layer_stack import layerstack_axes_from_keypath as layerstack_axes_from_keypath
-from pz_nn.leaf_numbers import numbers_as_arrays as numbers_as_arrays
 from pz_nn.linear_and_affine import AddBias as AddBias
 from pz_nn.linear_and_affine import Affine as Affine
 from pz_nn.linear_and_affine import ConstantRescale as ConstantRescale
@@ -248,7 +247,6 @@ __all__ = [
     "make_parameter",
     "maybe_dropout",
     "normal_initializer",
-    "numbers_as_arrays",
     "orthogonal_initializer",
     "quantize_linear",
     "quantize_linears",

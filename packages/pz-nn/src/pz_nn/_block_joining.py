@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pz_core.selectors import select
 from pz_core.variables import (
     AbstractVariableSlot,
     LabeledVariable,
@@ -45,6 +46,7 @@ class Joiner:
         Raises:
             ValueError: If the blocks differ in what a stack cannot vary.
         """
+        blocks = _with_arrays_for_differing_numbers(blocks)
         flat = [jax.tree_util.tree_flatten_with_path(block, is_leaf=is_unit) for block in blocks]
         structures: list[Any] = [structure for _, structure in flat]
         for index, structure in enumerate(structures):
@@ -65,7 +67,7 @@ class Joiner:
         if all(leaf is first for leaf in leaves) and not isinstance(first, AbstractVariableSlot):
             if len(leaves) > 1 or not isinstance(first, LabeledVariable | LabeledVariableValue):
                 return first
-        if any(type(leaf) is not type(first) for leaf in leaves) and not _all_numbers(leaves):
+        if any(type(leaf) is not type(first) for leaf in leaves):
             raise ValueError(
                 f"restack: blocks hold different things at {where}: "
                 f"{', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}. Make them alike first: "
@@ -143,16 +145,34 @@ class Joiner:
         first = leaves[0]
         if all(_same(leaf, first) for leaf in leaves):
             return first
-        if _all_numbers(leaves):
-            return nx.wrap(jnp.array(leaves), self.axis)
+        if all(isinstance(leaf, _PerBlock) for leaf in leaves):
+            return nx.wrap(jnp.array([leaf.number for leaf in leaves]), self.axis)
         raise ValueError(
             f"restack: blocks differ at {where}, which holds a {type(first).__name__} and can therefore "
             "not vary along a stack. Make it a named array, or give all blocks the same."
         )
 
 
-def _all_numbers(leaves: list[Any]) -> bool:
-    return all(isinstance(leaf, bool | int | float) for leaf in leaves)
+@dataclasses.dataclass(frozen=True)
+class _PerBlock:
+    """A number in which blocks differ. In a field that may hold a static number, this is a leaf."""
+
+    number: complex
+
+
+def _with_arrays_for_differing_numbers(blocks: Sequence[Any]) -> list[Any]:
+    """The blocks with their numbers as leaves wherever not all have the same number in one place."""
+    numbers = [select(block).at_instances_of((bool, int, float, complex)) for block in blocks]
+    found = [selection.get_by_path() for selection in numbers]
+    differing = [
+        path
+        for path, number in found[0].items()
+        if any(path in other and not _same(other[path], number) for other in found[1:])
+    ]
+    return [
+        selection.where(lambda path, _: path in differing, with_keypath=True).apply(_PerBlock)
+        for selection in numbers
+    ]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -47,7 +47,8 @@ __all__ = [
 class ApplyAttentionMask(Layer):
     """Base of the layers that mask attention logits: y = where(keep, logits, masked_out_value).
 
-    A subclass has a field `masked_out_value` and says in `keep_mask` which entries stay. Axes of the
+    A subclass has a field `masked_out_value`, a static number or an array, and says in `keep_mask` which
+    entries stay. Axes of the
     result stand as in the logits; axes that only the mask has follow. A finite `masked_out_value` makes
     the softmax of a row without any kept entry uniform, -inf makes it NaN.
     """
@@ -106,7 +107,7 @@ class ApplyExplicitAttentionMask(ApplyAttentionMask):
     """
 
     mask_input_name: str = dataclasses.field(metadata={"pytree_node": False})
-    masked_out_value: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
 
     def keep_mask(self, side_inputs: Mapping[str, Any]) -> nx.NamedArrayBase:
         """The given mask."""
@@ -126,7 +127,7 @@ class ApplyCausalAttentionMask(ApplyAttentionMask):
         kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
     """
 
-    masked_out_value: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     query_positions_input_name: str = dataclasses.field(
         default="token_positions", metadata={"pytree_node": False}
     )
@@ -151,16 +152,16 @@ class ApplyCausalSlidingWindowAttentionMask(ApplyAttentionMask):
 
     Attributes:
         masked_out_value: What stands in masked places.
-        sliding_window_size: The window, at least 1. A leaf, so blocks of a layer stack can differ in
-            it: a named array with the stack axis.
+        sliding_window_size: The window, at least 1: a number, which is static, or for blocks of a layer
+            stack that differ in it a named array with the stack axis, a leaf.
         query_positions_input_name: Side input with the queries' positions, with the axis `seq_axis`.
         kv_positions_input_name: Side input with the keys' positions, also with the axis `seq_axis`.
         seq_axis: The axis of tokens.
         kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
     """
 
-    masked_out_value: Any
-    sliding_window_size: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
+    sliding_window_size: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     query_positions_input_name: str = dataclasses.field(
         default="token_positions", metadata={"pytree_node": False}
     )
@@ -191,7 +192,7 @@ class ApplyBidirectionalAttentionMask(ApplyAttentionMask):
         kv_seq_axis: The name that this axis has on the side of the keys, in the logits.
     """
 
-    masked_out_value: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     kv_positions_input_name: str = dataclasses.field(
         default="token_positions", metadata={"pytree_node": False}
     )
@@ -220,7 +221,7 @@ class ApplyPrefixAttentionMask(ApplyAttentionMask):
     Reference: Raffel et al., "Exploring the Limits of Transfer Learning" (2020), figure 3.
     """
 
-    masked_out_value: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     prefix_length_input_name: str = dataclasses.field(
         default="prefix_length", metadata={"pytree_node": False}
     )
@@ -258,7 +259,7 @@ class ApplyPackedDocumentAttentionMask(ApplyAttentionMask):
         causal: Whether a token sees only tokens before it in its document.
     """
 
-    masked_out_value: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     document_ids_input_name: str = dataclasses.field(
         default="document_ids", metadata={"pytree_node": False}
     )
@@ -301,9 +302,9 @@ class ApplySlidingWindowWithSinksAttentionMask(ApplyAttentionMask):
     Reference: Xiao et al., "Efficient Streaming Language Models with Attention Sinks" (2023).
     """
 
-    masked_out_value: Any
-    sliding_window_size: Any
-    num_sink_tokens: Any
+    masked_out_value: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
+    sliding_window_size: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
+    num_sink_tokens: Any = dataclasses.field(metadata={"pytree_node": "unless_number"})
     query_positions_input_name: str = dataclasses.field(
         default="token_positions", metadata={"pytree_node": False}
     )

@@ -171,13 +171,14 @@ class TanhSoftCap(Layer):
     """Keeps values smoothly between -c and c: y = c · tanh(x / c).
 
     Attributes:
-        soft_cap: The bound c. A Python number keeps the dtype of the input; an array promotes it.
+        soft_cap: The bound c. A Python number, which is static, keeps the dtype of the input; an array,
+            a leaf, promotes it.
 
     Reference: Bello et al., Neural Combinatorial Optimization with Reinforcement Learning (2016);
     used on attention and output logits by Gemma 2.
     """
 
-    soft_cap: float | jax.Array
+    soft_cap: float | jax.Array = dataclasses.field(metadata={"pytree_node": "unless_number"})
 
     def __call__(self, value: Any, /, **_side_inputs: Any) -> NamedArrayBase:
         """Caps the input.

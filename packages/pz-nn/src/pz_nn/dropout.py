@@ -40,7 +40,7 @@ class StochasticDropout(Layer):
     Reference: Srivastava et al., Dropout (2014).
     """
 
-    drop_rate: float | jax.Array
+    drop_rate: float | jax.Array = dataclasses.field(metadata={"pytree_node": "unless_number"})
     share_across_axes: tuple[str, ...] = dataclasses.field(
         default=(), metadata={"pytree_node": False}
     )
@@ -115,7 +115,7 @@ class DisabledDropout(Identity):
         random_stream_input_name: Side input once enabled; not read here.
     """
 
-    drop_rate: float | jax.Array
+    drop_rate: float | jax.Array = dataclasses.field(metadata={"pytree_node": "unless_number"})
     share_across_axes: tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
     random_stream_input_name: str = dataclasses.field(
         default="random_stream", metadata={"pytree_node": False}

@@ -269,7 +269,9 @@ class ApplyRoPE(Layer):
         default="rope_length", metadata={"pytree_node": False}
     )
     frequencies: NamedArrayBase | None = None
-    attention_scale: float | NamedArrayBase | None = None
+    attention_scale: float | NamedArrayBase | None = dataclasses.field(
+        default=None, metadata={"pytree_node": "unless_number"}
+    )
 
     def __post_init__(self) -> None:
         _rope.check_settings(self)
@@ -328,7 +330,9 @@ class ApplyRoPEToSubset(Layer):
         default="rope_length", metadata={"pytree_node": False}
     )
     frequencies: NamedArrayBase | None = None
-    attention_scale: float | NamedArrayBase | None = None
+    attention_scale: float | NamedArrayBase | None = dataclasses.field(
+        default=None, metadata={"pytree_node": "unless_number"}
+    )
 
     def __post_init__(self) -> None:
         _rope.check_settings(self)

@@ -415,10 +415,13 @@ class ConstantRescale(Layer):
     """Multiplies every array of its input by a constant that is not learned.
 
     Attributes:
-        by: The factor. A Python number keeps the dtype of floating inputs; an array promotes it.
+        by: The factor. A Python number, which is static, keeps the dtype of floating inputs; an array, a
+            leaf, promotes it.
     """
 
-    by: float | jax.Array | NamedArrayBase
+    by: float | jax.Array | NamedArrayBase = dataclasses.field(
+        metadata={"pytree_node": "unless_number"}
+    )
 
     def __call__(self, value: Any, /, **_side_inputs: Any) -> Any:
         """Multiplies each leaf of a pytree."""

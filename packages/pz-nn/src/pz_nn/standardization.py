@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pz_core.struct import pytree_dataclass
 from pz_named.named_axes import NamedArray, NamedArrayBase
@@ -41,7 +42,20 @@ __all__ = [
 ]
 
 
-@pytree_dataclass
+def _as_number(epsilon: Any, layer: str) -> float:
+    """ε as a Python number, which keeps the dtype of what it is added to."""
+    if isinstance(epsilon, int | float):
+        return epsilon
+    is_array = isinstance(epsilon, jax.Array | np.ndarray | np.generic)
+    if not is_array or isinstance(epsilon, jax.core.Tracer) or epsilon.ndim:
+        raise TypeError(
+            f"{layer}: epsilon must be a number that is known when the layer is built, but is {epsilon!r}. "
+            "Pass a Python number; it is part of the structure of the layer, not one of its leaves."
+        )
+    return float(epsilon)
+
+
+@pytree_dataclass(post_init_may_rerun=True)
 class Standardize(Layer):
     """Shifts and scales to mean 0 and variance 1: y = (x - m) / √(v + ε).
 
@@ -50,13 +64,16 @@ class Standardize(Layer):
 
     Attributes:
         across: Name or names of the axes.
-        epsilon: ε.
+        epsilon: ε, static; an array without axes counts as the number it holds.
         compute_dtype: Lowest dtype to compute in; None computes in the dtype of the input.
     """
 
     across: str | tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
-    epsilon: float | jax.Array = 1e-6
+    epsilon: float = dataclasses.field(default=1e-6, metadata={"pytree_node": False})
     compute_dtype: Any = dataclasses.field(default=jnp.float32, metadata={"pytree_node": False})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", _as_number(self.epsilon, type(self).__name__))
 
     def __call__(self, value: NamedArrayBase, /, **_side_inputs: Any) -> NamedArray:
         """Standardizes.
@@ -80,21 +97,24 @@ class Standardize(Layer):
         return move_to_end(names, cast(result, result_dtype), across)
 
 
-@pytree_dataclass
+@pytree_dataclass(post_init_may_rerun=True)
 class RMSStandardize(Layer):
     """Scales to root mean square 1: y = x / √(mean(x²) + ε).
 
     Attributes:
         across: Name or names of the axes, over which the mean is taken jointly.
-        epsilon: ε, inside the root.
+        epsilon: ε, inside the root; static; an array without axes counts as the number it holds.
         compute_dtype: Lowest dtype to compute in; None computes in the dtype of the input.
 
     Reference: Zhang and Sennrich, Root Mean Square Layer Normalization (2019).
     """
 
     across: str | tuple[str, ...] = dataclasses.field(metadata={"pytree_node": False})
-    epsilon: float | jax.Array = 1e-6
+    epsilon: float = dataclasses.field(default=1e-6, metadata={"pytree_node": False})
     compute_dtype: Any = dataclasses.field(default=jnp.float32, metadata={"pytree_node": False})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", _as_number(self.epsilon, type(self).__name__))
 
     def __call__(self, value: NamedArrayBase, /, **_side_inputs: Any) -> NamedArray:
         """Divides by the root mean square.
@@ -189,7 +209,7 @@ class LayerNorm(Sequential):
         name: str,
         init_base_rng: jax.Array | None,
         across_axes: dict[str, int],
-        epsilon: float | jax.Array = 1e-6,
+        epsilon: float = 1e-6,
         dtype: Any = jnp.float32,
         *,
         use_bias: bool = True,
@@ -202,7 +222,7 @@ class LayerNorm(Sequential):
             name: Name of the layer; labels are `{name}/scale.weights` and `{name}/shift.bias`.
             init_base_rng: Key of the model, or None for slots.
             across_axes: Axes to normalise over jointly, with sizes.
-            epsilon: ε.
+            epsilon: ε, static; an array without axes counts as the number it holds.
             dtype: Dtype of the parameters.
             use_bias: Whether there is a shift.
             compute_dtype: Lowest dtype of the statistics; None means the dtype of the input.
@@ -241,7 +261,7 @@ class RMSLayerNorm(Sequential):
         name: str,
         init_base_rng: jax.Array | None,
         across_axes: dict[str, int],
-        epsilon: float | jax.Array = 1e-6,
+        epsilon: float = 1e-6,
         dtype: Any = jnp.float32,
         *,
         offset: float = 0.0,

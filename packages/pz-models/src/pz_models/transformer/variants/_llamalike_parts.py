@@ -38,7 +38,7 @@ def rms_norm(
         name,
         rng,
         axes,
-        epsilon=jnp.asarray(config.rms_norm_eps),  # a Python number would slow every call down
+        epsilon=config.rms_norm_eps,
         dtype=config.parameter_dtype,
         offset=config.norm_offset,
         scale_before_cast=config.norm_scale_before_cast,
@@ -63,12 +63,9 @@ def projection(
 def causal_mask(window: int | None, dtype: Any) -> Layer:
     """A causal mask, reaching back `window` tokens if that is given."""
     lowest = _MASKED_OUT_FLOAT16 if jnp.dtype(dtype) == jnp.float16 else _MASKED_OUT
-    masked_out_value = jnp.asarray(lowest, dtype)
     if window is None:
-        return ApplyCausalAttentionMask(masked_out_value=masked_out_value)
-    return ApplyCausalSlidingWindowAttentionMask(
-        masked_out_value=masked_out_value, sliding_window_size=window
-    )
+        return ApplyCausalAttentionMask(lowest)
+    return ApplyCausalSlidingWindowAttentionMask(lowest, window)
 
 
 def rotary(

@@ -183,7 +183,7 @@ def build_gpt_neox_attention(
     query = {"seq": "tq", "heads": "h", "projection": "p"}
     key = {"seq": "tkv", "heads": "h", "projection": "p"}
     logits = {"seq": "tq", "heads": "h", "kv_seq": "tkv"}
-    scale = ConstantRescale(jnp.asarray(_query_scale(config, block_index), dtype))
+    scale = ConstantRescale(_query_scale(config, block_index))
     return Attention(
         input_to_query=Sequential([affine("query", stream, heads), *rope, scale]),
         input_to_key=Sequential([affine("key", stream, heads), *rope]),
@@ -241,7 +241,7 @@ def _norm(name: str, rng: jax.Array | None, config: GPTNeoXTransformerConfig) ->
         name,
         rng,
         {"embedding": config.embedding_dim},
-        epsilon=jnp.asarray(config.layernorm_epsilon),  # a Python number would slow every call down
+        epsilon=config.layernorm_epsilon,
         dtype=config.parameter_dtype,
     )
 

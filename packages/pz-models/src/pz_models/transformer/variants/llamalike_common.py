@@ -284,7 +284,7 @@ def build_llamalike_attention(
                 *qk_norm("query_norm", query_axes),
                 *rotary(window, config, block_index),
                 *([] if growth is None else [ScaleByPosition(*growth)]),
-                ConstantRescale(jnp.asarray(scale, dtype)),
+                ConstantRescale(scale),
             ]
         ),
         input_to_key=Sequential(
@@ -304,7 +304,7 @@ def build_llamalike_attention(
                     ),
                     logits,
                 ),
-                *([] if cap is None else [TanhSoftCap(jnp.asarray(cap, dtype))]),
+                *([] if cap is None else [TanhSoftCap(cap)]),
                 causal_mask(window, dtype),
                 Softmax("kv_seq"),
             ]
@@ -434,7 +434,7 @@ def build_llamalike_transformer(
     if jnp.dtype(dtype) != jnp.dtype(config.parameter_dtype):
         sublayers.append(CastToDType(dtype))
     if config.embeddings_are_scaled:
-        sublayers.append(ConstantRescale(jnp.asarray(config.embedding_dim**0.5, dtype)))
+        sublayers.append(ConstantRescale(config.embedding_dim**0.5))
     sublayers += _blocks(name, init_base_rng, config)
     sublayers.append(rms_norm(f"{name}/final_norm", init_base_rng, stream, config))
     if config.tie_embedder_and_logits:
@@ -443,7 +443,7 @@ def build_llamalike_transformer(
         axes = (stream, {"vocabulary": config.vocab_size})
         sublayers.append(projection(f"{name}/lm_head", init_base_rng, axes, False, config))
     if config.final_logit_softcap:
-        sublayers.append(TanhSoftCap(jnp.asarray(config.final_logit_softcap, dtype)))
+        sublayers.append(TanhSoftCap(config.final_logit_softcap))
     metadata = TransformerMetadata(
         common_head_axes=config.common_head_axes,
         query_only_head_axes=config.query_only_head_axes,
