@@ -80,6 +80,21 @@ def test_compiled_and_stateless(key):
     assert_close(raw(by_label["m.load_balancing_loss"].value), loss)
 
 
+def test_weights_may_lie_in_any_order(key):
+    linear = ExpertLinear.from_config("x", key, {"e": 3, "f": 2}, {"h": 5}, 4, initializer=draw)
+    x, sizes = named(0, {"f": 2, "tokens": 6, "e": 3}), jnp.array([2, 0, 3, 1])
+    experts = np.repeat(np.arange(4), sizes)
+    weights = raw(linear.weights.value, "experts", "e", "f", "h")
+    expected = np.einsum("tef,tefh->th", raw(x, "tokens", "e", "f"), weights[experts])
+    for order in (
+        ("experts", "e", "f", "h"),
+        ("experts", "h", "f", "e"),
+        ("e", "h", "experts", "f"),
+    ):
+        linear.weights.value = linear.weights.value.order_as(*order)
+        assert_close(raw(linear(x, expert_group_sizes=sizes), "tokens", "h"), expected)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 5e-2), (jnp.float16, 1e-2)])
 def test_low_precision(key, dtype, tolerance):
     layer = layer_of(key, experts=3, top_k=3, dtype=dtype)

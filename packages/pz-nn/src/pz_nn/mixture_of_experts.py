@@ -1,7 +1,8 @@
 """Mixtures of experts: each token runs through the few experts that a router chooses for it.
 
 No token is dropped and no expert is padded: tokens are sorted by expert, and the linear layers of all experts
-are one grouped matrix product (`jax.lax.ragged_dot`). An expert is any layer built from `ExpertLinear`:
+are one grouped matrix product (`jax.lax.ragged_dot`, or on CPUs, where that multiplies every token by every
+expert, short blocks of tokens one after another). An expert is any layer built from `ExpertLinear`:
 
     MixtureOfExperts.from_config("moe", key, {"embedding": 64}, {"neurons": 128}, experts=8, top_k=2)
 """
@@ -20,6 +21,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import StateVariable
 from pz_named.named_axes import NamedArray, NamedArrayBase, wrap
 from pz_nn._axes import axis_indices, names_and_data, reordered, with_names
+from pz_nn._grouped_matmul import grouped_matmul
 from pz_nn._linear_axes import check_disjoint
 from pz_nn._side_inputs import required
 from pz_nn.basic_ops import Elementwise
@@ -86,16 +88,15 @@ class ExpertLinear(Layer):
             )
         outputs = {name: sizes[name] for name in self.out_axis_names}
         dtype = jnp.result_type(data, weights)
-        matrix = reordered(names, data, (_TOKENS, *self.in_axis_names)).astype(dtype)
-        matrix = matrix.reshape(matrix.shape[0], math.prod(wanted.values()))
-        order = (self.experts_axis, *self.in_axis_names, *self.out_axis_names)
-        stack = reordered(weight_names, weights, order).astype(dtype)
-        stack = stack.reshape(
-            sizes[self.experts_axis], matrix.shape[1], math.prod(outputs.values())
-        )
-        result = jax.lax.ragged_dot(matrix, stack, group_sizes)
-        shape = (matrix.shape[0], *outputs.values())
-        return with_names((_TOKENS, *outputs), result.reshape(shape))
+        rows = reordered(names, data, (_TOKENS, *wanted)).astype(dtype)
+        rows = rows.reshape(len(rows), math.prod(wanted.values()))
+        # The matrices are used as they lie, inputs or outputs first, as moving them takes long.
+        transposed = next(n for n in weight_names if n != self.experts_axis) in outputs
+        ends = (outputs, wanted) if transposed else (wanted, outputs)
+        stack = reordered(weight_names, weights, (self.experts_axis, *ends[0], *ends[1]))
+        stack = stack.astype(dtype).reshape(len(stack), *(math.prod(e.values()) for e in ends))
+        result = grouped_matmul(rows, stack, group_sizes, transposed=transposed)
+        return with_names((_TOKENS, *outputs), result.reshape(len(rows), *outputs.values()))
 
     @classmethod
     def from_config(
@@ -204,10 +205,7 @@ class MixtureOfExperts(Layer):
         # Sort the (token, choice) pairs by expert, run the experts, sort back, add the choices up.
         flat = chosen.reshape(-1)
         order = jnp.argsort(flat, stable=True)
-        sides = {
-            **side_inputs,
-            "expert_group_sizes": jnp.bincount(flat, length=probabilities.shape[-1]),
-        }
+        sides = {**side_inputs, "expert_group_sizes": _uses(flat, probabilities.shape[-1])}
         inputs = with_names(tokens.named_axes, tokens.data_array[order // self.top_k])
         output_names, outputs = names_and_data(
             self.expert(inputs, **sides).astype(data.dtype), "MixtureOfExperts"
@@ -291,5 +289,10 @@ class MixtureOfExperts(Layer):
 def _imbalance(probabilities: jax.Array, chosen: jax.Array) -> jax.Array:
     """E · Σ_e f_e · P_e; see `MixtureOfExperts`."""
     tokens, experts = probabilities.shape
-    share = jnp.bincount(chosen.reshape(-1), length=experts) / max(tokens, 1)
+    share = _uses(chosen.reshape(-1), experts) / max(tokens, 1)
     return experts * jnp.sum(share * jnp.sum(probabilities, axis=0) / max(tokens, 1))
+
+
+def _uses(chosen: jax.Array, experts: int) -> jax.Array:
+    """How often each expert was chosen."""
+    return jnp.sum(chosen[:, None] == jnp.arange(experts), axis=0)
