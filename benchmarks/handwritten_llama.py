@@ -12,7 +12,8 @@ loop over tokens), and the caches are donated to it.
     new, caches = decode(weights, caches, logits[:, -1].argmax(-1), tokens.shape[1],
                          shape=SHAPE_135M, steps=64)
 
-Architecture: Llama (RMS norm, rotary positions by halves, grouped queries, SwiGLU), tied head.
+Architecture: Llama (RMS norm, rotary positions by halves, grouped queries, SwiGLU), tied head; the
+feed-forward parts may be mixtures of experts (Mixtral).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ __all__ = ["SHAPE_135M", "Shape", "decode", "empty_caches", "forward", "init", "
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """Sizes of a Llama; letters as in the shape comments: L layers, D embedding, K key/value
-    heads, M query heads for each of them, P head size, F neurons, V vocabulary."""
+    heads, M query heads for each of them, P head size, F neurons, V vocabulary, E experts
+    (0 for dense layers)."""
 
     layers: int
     embedding: int
@@ -41,6 +43,8 @@ class Shape:
     vocabulary: int
     rope_base: float = 1e5
     epsilon: float = 1e-5
+    experts: int = 0
+    experts_per_token: int = 0
 
 
 SHAPE_135M = Shape(30, 576, 3, 3, 64, 1536, 49152)
@@ -60,6 +64,9 @@ def init(key: jax.Array, shape: Shape) -> dict[str, jax.Array]:
         "up": (L, F, D),
         "down": (L, D, F),
     }
+    if E := shape.experts:
+        sizes |= {"router": (L, E, D)}
+        sizes |= {"gate": (L, E, D, F), "up": (L, E, D, F), "down": (L, E, F, D)}
     keys = jax.random.split(key, len(sizes))
     weights = {
         name: jax.random.normal(k, size) * D**-0.5
@@ -121,10 +128,28 @@ def _project(x: jax.Array, w: dict[str, jax.Array], tables: Any, shape: Shape) -
     return _rotate(query, tables), _rotate(key, tables).swapaxes(2, 3), value
 
 
-def _finish(x: jax.Array, mixed: jax.Array, w: dict[str, jax.Array], epsilon: float) -> jax.Array:
+def _experts(x: jax.Array, w: dict[str, jax.Array], per_token: int) -> jax.Array:
+    """Sum over the best experts of each token {batch, seq, d}, dropless."""
+    tokens = x.reshape(-1, x.shape[-1])
+    probabilities = jax.nn.softmax(tokens @ w["router"].T, axis=-1)
+    best, chosen = jax.lax.top_k(probabilities, per_token)
+    best = best / jnp.sum(best, axis=-1, keepdims=True)
+    order = jnp.argsort(chosen.reshape(-1))
+    sizes = jnp.bincount(chosen.reshape(-1), length=probabilities.shape[-1])
+    inputs = tokens[order // per_token]
+    hidden = jax.nn.silu(jax.lax.ragged_dot(inputs, w["gate"], sizes))
+    hidden = hidden * jax.lax.ragged_dot(inputs, w["up"], sizes)
+    outputs = jax.lax.ragged_dot(hidden, w["down"], sizes)[jnp.argsort(order)]
+    outputs = outputs.reshape(*chosen.shape, -1) * best[..., None]  # {tokens, choices, d}
+    return jnp.sum(outputs, axis=1).reshape(x.shape)
+
+
+def _finish(x: jax.Array, mixed: jax.Array, w: dict[str, jax.Array], shape: Shape) -> jax.Array:
     mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(*x.shape[:2], -1)  # {b, s, k * m * p}
     x = x + _matmul(mixed, w["output"])
-    y = _norm(x, w["norm_2"], epsilon)
+    y = _norm(x, w["norm_2"], shape.epsilon)
+    if shape.experts:
+        return x + _experts(y, w, shape.experts_per_token)
     hidden = jax.nn.silu(_matmul(y, w["gate"])) * _matmul(y, w["up"])
     return x + _matmul(hidden, w["down"])
 
@@ -146,7 +171,7 @@ def forward(weights: dict[str, jax.Array], tokens: jax.Array, *, shape: Shape) -
 
     def layer(x: jax.Array, w: dict[str, jax.Array]) -> tuple[jax.Array, None]:
         query, key, value = _project(x, w, tables, shape)
-        return _finish(x, _mix(query, key, value, visible), w, shape.epsilon), None
+        return _finish(x, _mix(query, key, value, visible), w, shape), None
 
     x, _ = jax.lax.scan(layer, weights["embed"][tokens], _split_layers(weights))
     return _head(x, weights, shape.epsilon)
@@ -172,7 +197,7 @@ def _cached(
         keys = jax.lax.dynamic_update_slice(keys, key[None], (index, 0, 0, 0, start))
         values = jax.lax.dynamic_update_slice(values, value[None], (index, 0, 0, start, 0))
         mixed = _mix(query, keys[index], values[index], visible)
-        return (_finish(x, mixed, w, shape.epsilon), keys, values), None
+        return (_finish(x, mixed, w, shape), keys, values), None
 
     layers = (jnp.arange(shape.layers), _split_layers(weights))
     (x, *new), _ = jax.lax.scan(layer, (weights["embed"][tokens], *caches), layers)
