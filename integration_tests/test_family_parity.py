@@ -335,6 +335,24 @@ def test_logits_and_greedy_tokens_equal_huggingface(case, tmp_path):
         assert [list(row.tokens) for row in ours] == _their_greedy_tokens(model, prompts, 6)
 
 
+ONE_WINDOW = [
+    "mistral-window",
+    "phi-3",
+    "mixtral",
+    "qwen3-moe-normalised-bias-window",
+    "ministral-3",
+]
+
+
+@pytest.mark.parametrize("case", [case for case in ONE_WINDOW if case in CASES])
+def test_families_with_one_window_pass_over_layer_types(case):
+    # Logits alone: transformers' own `generate` fails, as its caches follow the field.
+    name, changes = CASES[case]
+    model, expected = _theirs(name, changes | {"sliding_window": 5, "layer_types": LOCAL_GLOBAL})
+    ours = freeze_params(from_huggingface(model))
+    np.testing.assert_allclose(_logits(ours, TOKENS), expected, atol=1e-4)
+
+
 VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "image_size": 8, "patch_size": 4,

@@ -10,9 +10,11 @@ from pz_core.selectors import select
 from pz_core.variables import unbind_params
 from pz_models import CheckpointError, UnsupportedConfigError, families
 from pz_models.checkpoints import StoredTensor
+from pz_models.config_reader import ConfigReader
 from pz_models.loading import model_from_checkpoint
 from pz_models.text_part import text_part
 from pz_models.transformer.position_scaling import ScaleByPosition
+from pz_models.transformer.variants.llamalike_common import AttentionTypeSlidingWindowCausal
 from pz_named import named_axes as nx
 from pz_nn.attention import Attention
 
@@ -110,6 +112,16 @@ def test_scaling_that_depends_on_the_length_is_not_stacked_with_blocks_that_have
     with pytest.raises(ValueError, match=r"DynamicScaling.* cannot differ between the blocks"):
         model_from_checkpoint(checkpoint, use_layer_stack=True)
     model_from_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "mixtral", "phi3", "qwen3_moe", "ministral3"])
+def test_families_with_one_window_pass_over_layer_types(model_type):
+    config = config_of(model_type) | {"sliding_window": 5, "use_sliding_window": True}
+    pattern = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    one, other = (families.family_of(config, "test").read_config(ConfigReader(fields, "test"))
+                  for fields in (config, config | pattern))  # fmt: skip
+    assert one == other
+    assert one.attention_type == AttentionTypeSlidingWindowCausal(5)
 
 
 def test_blocks_without_experts_stand_beside_blocks_with():

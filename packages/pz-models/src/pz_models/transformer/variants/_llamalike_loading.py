@@ -24,6 +24,7 @@ __all__ = [
     "gate_variant",
     "layer_pattern",
     "llamalike_parameters",
+    "one_window",
     "rotary_fields",
 ]
 
@@ -155,6 +156,19 @@ def layer_pattern(reader: ConfigReader, window: int | None, default: list[bool])
         for slide in slides
     )
     return kinds[0] if len(set(kinds)) == 1 else kinds
+
+
+def one_window(reader: ConfigReader, window: int | None) -> Any:
+    """Attention type of all blocks in families whose reference passes over `layer_types`.
+
+    Args:
+      reader: The configuration.
+      window: Window of all blocks; None where they see everything before them.
+    """
+    reader.get("layer_types", list)
+    return (
+        AttentionTypeGlobalCausal() if window is None else AttentionTypeSlidingWindowCausal(window)
+    )
 
 
 def rotary_fields(rotary: RotarySettings, head: int) -> dict[str, Any]:

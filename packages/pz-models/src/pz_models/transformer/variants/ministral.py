@@ -5,8 +5,6 @@ References: Mistral AI's model cards of Ministral (2024) and Ministral 3 (2025).
 
 from __future__ import annotations
 
-from typing import Any
-
 from pz_models._rope_config import read_rotary
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
@@ -16,9 +14,13 @@ from pz_models.transformer.variants._llamalike_loading import (
     gate_variant,
     layer_pattern,
     llamalike_parameters,
+    one_window,
     rotary_fields,
 )
-from pz_models.transformer.variants._llamalike_saving import llamalike_fields
+from pz_models.transformer.variants._llamalike_saving import (
+    llamalike_fields,
+    llamalike_fields_of_one_window,
+)
 from pz_models.transformer.variants.llamalike_common import (
     LlamalikeTransformerConfig,
     build_llamalike_transformer,
@@ -27,23 +29,16 @@ from pz_models.transformer.variants.llamalike_common import (
 __all__ = ["MINISTRAL", "MINISTRAL_3"]
 
 
-def _read(
-    reader: ConfigReader, sizes: dict[str, Any], window: int | None, **more: Any
-) -> LlamalikeTransformerConfig:
-    """What both have in common."""
+def _read_ministral(reader: ConfigReader) -> LlamalikeTransformerConfig:
+    sizes = common_fields(reader, kv_heads=8)
+    window = reader.nullable("sliding_window", int, 4096)
     slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(
         **sizes,
-        **more,
+        **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
         mlp_variant=gate_variant(reader),
         attention_type=layer_pattern(reader, window, slides),
     )
-
-
-def _read_ministral(reader: ConfigReader) -> LlamalikeTransformerConfig:
-    sizes = common_fields(reader, kv_heads=8)
-    rotary = rotary_fields(read_rotary(reader), sizes["projection_dim"])
-    return _read(reader, sizes, reader.nullable("sliding_window", int, 4096), **rotary)
 
 
 def _read_ministral_3(reader: ConfigReader) -> LlamalikeTransformerConfig:
@@ -57,12 +52,12 @@ def _read_ministral_3(reader: ConfigReader) -> LlamalikeTransformerConfig:
             f"{reader.source}: 'rope_parameters' should have 'llama_4_scaling_beta' and"
             f" 'original_max_position_embeddings'; they are {beta} and {stretch}."
         )
-    return _read(
-        reader,
-        sizes,
-        reader.get("sliding_window", int),
-        query_position_scaling=(float(beta), int(stretch)),
+    return LlamalikeTransformerConfig(
+        **sizes,
         **rotary_fields(rotary, sizes["projection_dim"]),
+        mlp_variant=gate_variant(reader),
+        attention_type=one_window(reader, reader.get("sliding_window", int)),
+        query_position_scaling=(float(beta), int(stretch)),
     )
 
 
@@ -80,5 +75,5 @@ MINISTRAL_3 = Family(
     read_config=_read_ministral_3,
     build=build_llamalike_transformer,
     parameters=llamalike_parameters,
-    write_config=llamalike_fields,
+    write_config=llamalike_fields_of_one_window,
 )

@@ -15,8 +15,8 @@ from pz_models.transformer.model_parts import TransformerLM
 from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     gate_variant,
-    layer_pattern,
     llamalike_parameters,
+    one_window,
     rotary_fields,
 )
 from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
@@ -31,12 +31,11 @@ __all__ = ["FAMILY", "mistral_from_huggingface_model"]
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     sizes = common_fields(reader, kv_heads=8)
     window = reader.nullable("sliding_window", int, 4096)  # files since v0.2 say null
-    slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
         mlp_variant=gate_variant(reader),
-        attention_type=layer_pattern(reader, window, slides),
+        attention_type=one_window(reader, window),
     )
 
 

@@ -13,8 +13,8 @@ from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     experts_config,
     gate_variant,
-    layer_pattern,
     llamalike_parameters,
+    one_window,
     rotary_fields,
 )
 from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
@@ -32,13 +32,12 @@ __all__ = ["FAMILY"]
 
 def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     sizes = common_fields(reader, epsilon=1e-5, kv_heads=8)
-    count, width = sizes["num_decoder_blocks"], sizes["mlp_hidden_dim"]
-    window = reader.get("sliding_window", int)
+    width = sizes["mlp_hidden_dim"]
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader, 1_000_000.0), sizes["projection_dim"]),
         mlp_variant=gate_variant(reader),
-        attention_type=layer_pattern(reader, window, [window is not None] * count),
+        attention_type=one_window(reader, reader.get("sliding_window", int)),
         experts=experts_config(reader, count=8, per_token=2, hidden_dim=width, normalise=True),
     )
 

@@ -12,8 +12,8 @@ from pz_models.parameter_plan import Layout, StoredParameter
 from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     gate_variant,
-    layer_pattern,
     llamalike_parameters,
+    one_window,
     rotary_fields,
 )
 from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
@@ -30,12 +30,11 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
     window = reader.get("sliding_window", int)
     reader.expect("full_attn_mod", 1)  # Phi-4 mini's files; the reference does not read them
     reader.expect("interpolate_factor", 1)
-    slides = [window is not None] * sizes["num_decoder_blocks"]
     return LlamalikeTransformerConfig(
         **sizes,
         **rotary_fields(read_rotary(reader), sizes["projection_dim"]),
         mlp_variant=gate_variant(reader),
-        attention_type=layer_pattern(reader, window, slides),
+        attention_type=one_window(reader, window),
     )
 
 

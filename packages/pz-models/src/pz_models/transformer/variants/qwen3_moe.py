@@ -16,8 +16,8 @@ from pz_models.transformer.variants._llamalike_loading import (
     common_fields,
     experts_config,
     gate_variant,
-    layer_pattern,
     llamalike_parameters,
+    one_window,
     rotary_fields,
 )
 from pz_models.transformer.variants._llamalike_saving import llamalike_fields_of_one_window
@@ -47,7 +47,7 @@ def _read_config(reader: ConfigReader) -> LlamalikeTransformerConfig:
         mlp_variant=gate_variant(reader),
         use_qk_norm=True,
         attention_bias=reader.get("attention_bias", bool, False),
-        attention_type=layer_pattern(reader, window if on else None, [on] * count),
+        attention_type=one_window(reader, window if on else None),
         experts=experts_config(
             reader,
             count=128,
