@@ -224,6 +224,10 @@ CASES = {
         "Qwen3Moe",
         QWEN_EXPERTS | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
     ),
+    "qwen3-moe-half-dense": (  # stacked as super-blocks
+        "Qwen3Moe",
+        QWEN_EXPERTS | {"num_hidden_layers": 4, "decoder_sparse_step": 2},
+    ),
     "ministral": (
         "Ministral",
         {"sliding_window": 5, "layer_types": LOCAL_GLOBAL, "head_dim": 6},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import pz_models_tiny as tiny
-from pz_models_families import RandomCheckpoint, config_of
+from pz_models_families import CASES, RandomCheckpoint, config_of
 
 from pz_core.selectors import select
 from pz_core.variables import unbind_params
@@ -90,26 +90,32 @@ def test_a_missing_tensor_is_named_in_the_layout_that_the_file_has(key):
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
         "original_max_position_embeddings": 4}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 STACKED = {
     "mixtral": {},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "ministral": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "smollm3": {"rope_parameters": YARN},  # which multiplies cosines and sines, in some blocks
+    # What cannot be an array repeats: super-blocks.
+    "qwen3_moe partly dense": {},
+    "smollm3 dynamic": {"rope_parameters": DYNAMIC, "max_position_embeddings": 4},
 }
 
 
 @pytest.mark.parametrize("case", STACKED)
 def test_stacked_equals_unstacked(case):
-    checkpoint = RandomCheckpoint(config_of(case) | STACKED[case])
+    checkpoint = RandomCheckpoint(
+        config_of(case if case in CASES else case.split()[0]) | STACKED[case]
+    )
     models = [model_from_checkpoint(checkpoint, use_layer_stack=on) for on in (False, True)]
     one, other = (tiny.logits(model, TOKENS) for model in models)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_scaling_that_depends_on_the_length_is_not_stacked_with_blocks_that_have_none():
-    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    checkpoint = RandomCheckpoint(config_of("smollm3") | {"rope_parameters": dynamic})
-    with pytest.raises(ValueError, match=r"DynamicScaling.* cannot differ between the blocks"):
+def test_scaling_that_depends_on_the_length_must_repeat_in_a_stack():
+    some = {"rope_parameters": DYNAMIC, "no_rope_layers": [1, 0, 0, 1]}
+    checkpoint = RandomCheckpoint(config_of("smollm3") | some)
+    with pytest.raises(ValueError, match=r"DynamicScaling.* differs between .*do not repeat"):
         model_from_checkpoint(checkpoint, use_layer_stack=True)
     model_from_checkpoint(checkpoint)
 

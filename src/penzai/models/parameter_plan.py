@@ -5,6 +5,7 @@ import sys as _sys
 import pz_models.parameter_plan as _real
 from pz_models.parameter_plan import Layout as Layout
 from pz_models.parameter_plan import PlannedRead as PlannedRead
+from pz_models.parameter_plan import Stacking as Stacking
 from pz_models.parameter_plan import StoredParameter as StoredParameter
 from pz_models.parameter_plan import parameter_label as parameter_label
 from pz_models.parameter_plan import plan_reads as plan_reads

@@ -19,7 +19,7 @@ from pz_models._placement import Placement
 from pz_models._suggestions import near_misses
 from pz_models.checkpoints import Checkpoint
 from pz_models.errors import CheckpointError
-from pz_models.parameter_plan import PlannedRead, StoredParameter, parameter_label
+from pz_models.parameter_plan import PlannedRead, Stacking, StoredParameter, parameter_label
 from pz_named import named_axes as nx
 
 __all__ = ["aligned_empty", "check_plan", "parameter_shapes", "read_parameters"]
@@ -79,14 +79,14 @@ def check_plan(
 
 
 def parameter_shapes(
-    reads: Sequence[PlannedRead], *, name: str, n_blocks: int, stacked: bool
+    reads: Sequence[PlannedRead], *, name: str, stacking: Stacking
 ) -> dict[str, dict[str, int]]:
     """Named shapes of all parameters by label; arguments as in `read_parameters`."""
     shapes = {}
     for read in reads:
         for block, entry in read.parts:
-            stack = {"blocks": n_blocks} if stacked and block is not None else {}
-            label = parameter_label(name, block, entry, stacked)
+            stack = {"blocks": stacking.size} if stacking.size and block is not None else {}
+            label = parameter_label(name, block, entry, stacking)
             shapes[label] = stack | entry.element_axes | dict(entry.axes)
     return shapes
 
@@ -96,8 +96,7 @@ def read_parameters(
     reads: Sequence[PlannedRead],
     *,
     name: str,
-    n_blocks: int,
-    stacked: bool,
+    stacking: Stacking,
     dtype: Any,
     place: Placement | None = None,
     progress: bool | None = None,
@@ -108,8 +107,7 @@ def read_parameters(
       checkpoint: What to read from; `check_plan` has accepted it.
       reads: What to read.
       name: Name of the model, which prefixes labels.
-      n_blocks: Number of blocks.
-      stacked: Whether the blocks' parameters are stacked along an axis "blocks".
+      stacking: How the blocks are put together; those of a stack lie along an axis "blocks".
       dtype: Dtype of the parameters.
       place: Called as `place(label, axis_names, array)`, puts a finished array on its devices; by
         default JAX's default device.
@@ -122,11 +120,12 @@ def read_parameters(
         for read in reads:
             targets = {}
             for block, entry in read.parts:
-                label = parameter_label(name, block, entry, stacked)
+                label = parameter_label(name, block, entry, stacking)
+                in_stack = block is not None and stacking.size > 0
                 if label not in places:
-                    stack_size = n_blocks if stacked and block is not None else 0
-                    places[label] = _Place(entry, stack_size, dtype)
-                targets[label] = (entry, places[label].slot(block, entry))
+                    places[label] = _Place(entry, stacking.size if in_stack else 0, dtype)
+                turn = stacking.turn(block) if block is not None and in_stack else None
+                targets[label] = (entry, places[label].slot(turn, entry))
             _fill(checkpoint, read, list(targets.values()), dtype)
             for label in targets:
                 if places[label].is_complete:
@@ -138,17 +137,17 @@ def read_parameters(
 
 
 class _Place:
-    """Memory of one parameter, filled block by block and element by element."""
+    """Memory of one parameter, filled turn by turn of its stack and element by element."""
 
-    def __init__(self, entry: StoredParameter, n_blocks: int, dtype: Any):
-        parts = ({"blocks": n_blocks} if n_blocks else {}) | entry.element_axes
+    def __init__(self, entry: StoredParameter, turns: int, dtype: Any):
+        parts = ({"blocks": turns} if turns else {}) | entry.element_axes
         self.names = (*parts, *entry.axes)
         self.array = aligned_empty((*parts.values(), *entry.sizes), dtype)
-        self.stacked, self.missing = bool(n_blocks), math.prod(parts.values())
+        self.missing = math.prod(parts.values())
 
-    def slot(self, block: int | None, entry: StoredParameter) -> np.ndarray:
+    def slot(self, turn: int | None, entry: StoredParameter) -> np.ndarray:
         self.missing -= 1
-        index = (*((block,) if self.stacked else ()), *entry.element_index)
+        index = (*(() if turn is None else (turn,)), *entry.element_index)
         view: np.ndarray = self.array[index]
         return view
 

@@ -27,7 +27,7 @@ from pz_models.errors import CheckpointError
 from pz_models.families import Family, family_of
 from pz_models.gguf import GGUFCheckpoint
 from pz_models.huggingface_folder import HuggingFaceFolder, pickle_refusal
-from pz_models.parameter_plan import PlannedRead, plan_reads
+from pz_models.parameter_plan import PlannedRead, Stacking, plan_reads
 from pz_models.text_part import text_part
 from pz_named.mesh_axes import AxisRules
 from pz_nn.parameters import assert_no_parameter_slots
@@ -151,11 +151,9 @@ def model_from_checkpoint(
         return family.is_ignored(key) or (tied and key == "lm_head.weight")
 
     _streaming.check_plan(checkpoint, reads, is_ignored)
-    form: dict[str, Any] = {
-        "name": "transformer",
-        "n_blocks": n_blocks,
-        "stacked": use_layer_stack,
-    }
+    # Configurations whose blocks can be of several kinds say how many make a super-block.
+    period = getattr(config, "super_block_size", 1) if use_layer_stack else 0
+    form: dict[str, Any] = {"name": "transformer", "stacking": Stacking(n_blocks, period)}
     place = None
     if mesh is not None:
         shapes = _streaming.parameter_shapes(reads, **form)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 __all__ = [
     "Layout",
     "PlannedRead",
+    "Stacking",
     "StoredParameter",
     "parameter_label",
     "plan_reads",
@@ -105,18 +106,49 @@ def with_keys(layout: Layout, rename: Callable[[str], str]) -> Layout:
     return renamed(outer), [renamed(block) for block in blocks]
 
 
-def parameter_label(name: str, block: int | None, entry: StoredParameter, stacked: bool) -> str:
+@dataclasses.dataclass(frozen=True)
+class Stacking:
+    """How the blocks of a built model are put together.
+
+    Attributes:
+      blocks: How many there are.
+      period: How many of them one turn of a layer stack runs: one, or a super-block of different
+        kinds. 0 where they are no stack.
+    """
+
+    blocks: int
+    period: int
+
+    @property
+    def size(self) -> int:
+        """The stack's size: how many turns it makes; 0 where there is none."""
+        return self.blocks // self.period if self.period else 0
+
+    def turn(self, block: int) -> int:
+        """Where a block's parameters lie along the axis of the stack."""
+        return block // self.period
+
+    def name(self, block: int) -> str:
+        """What names a block, or what stands for it in the stack, in labels."""
+        if not self.period:
+            return f"block_{block}"
+        return "blocks" if self.period == 1 else f"blocks/{block % self.period}"
+
+
+def parameter_label(
+    name: str, block: int | None, entry: StoredParameter, stacking: Stacking
+) -> str:
     """The label that a parameter has in a built model.
 
     Args:
       name: Name of the model, which prefixes labels.
       block: Index of its block, or None outside of blocks.
       entry: The parameter.
-      stacked: Whether the blocks are one layer stack.
+      stacking: How the blocks are put together.
     """
-    if block is None:
-        return f"{name}/{entry.label}"
-    return f"{name}/{'blocks' if stacked else f'block_{block}'}/{entry.label}"
+    return (
+        f"{name}/{entry.label}" if block is None else f"{name}/{stacking.name(block)}/{entry.label}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,13 @@ from pz_models._exported_config import ExportedConfig, exported_config
 from pz_models._matching import DifferentModelError, parameters_like
 from pz_models._replaced_folder import replaced_folder
 from pz_models.errors import ExportError
-from pz_models.parameter_plan import PlannedRead, StoredParameter, parameter_label, plan_reads
+from pz_models.parameter_plan import (
+    PlannedRead,
+    Stacking,
+    StoredParameter,
+    parameter_label,
+    plan_reads,
+)
 from pz_nn.grouping import Sequential
 from pz_nn.layer_stack import LayerStack
 from pz_nn.stack_surgery import SuperBlock, unstack
@@ -140,7 +146,8 @@ class _Tensors:
             ) from exc
         outer, blocks = family.parameters(builder)
         self._reads = {read.key: read for read in plan_reads(outer, blocks)}
-        self._stack_axes = {"blocks": len(blocks)} if builder.use_layer_stack else {}
+        # Super-blocks have been taken apart.
+        self._stacking = Stacking(len(blocks), int(builder.use_layer_stack))
         self.sizes = {key: self._checked_size(read) for key, read in self._reads.items()}
         bytes_of: collections.Counter[Any] = collections.Counter()
         for key, size in self.sizes.items():
@@ -148,7 +155,7 @@ class _Tensors:
         self.dtype = bytes_of.most_common(1)[0][0]
 
     def _value(self, block: int | None, entry: StoredParameter) -> Any:
-        return self._values[parameter_label("transformer", block, entry, bool(self._stack_axes))]
+        return self._values[parameter_label("transformer", block, entry, self._stacking)]
 
     def _dtype(self, key: str) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(self._value(*self._reads[key].parts[0]).dtype)
@@ -159,7 +166,8 @@ class _Tensors:
         dtype = self._dtype(read.key)
         for block, entry in read.parts:
             value = self._value(block, entry)
-            stack = {} if block is None else self._stack_axes
+            in_stack = block is not None and self._stacking.size > 0
+            stack = {"blocks": self._stacking.size} if in_stack else {}
             expected = stack | entry.element_axes | dict(entry.axes)
             if value.named_shape != expected or value.positional_shape:
                 raise ExportError(
@@ -182,7 +190,7 @@ class _Tensors:
         for block, entry in read.parts:
             value = self._value(block, entry)
             index = dict(zip(entry.element_axes, entry.element_index, strict=True))
-            if block is not None and self._stack_axes:
+            if block is not None and self._stacking.size:
                 index["blocks"] = block
             array = np.asarray((value[index] if index else value).unwrap(*entry.axes))
             target = tensor.reshape(entry.view_shape)[entry.region]

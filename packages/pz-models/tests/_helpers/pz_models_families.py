@@ -43,6 +43,10 @@ CASES = {
     "qwen3_moe": {
         "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 6
     },
+    "qwen3_moe partly dense": {
+        "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "decoder_sparse_step": 2,
+    },
     "gemma": {"head_dim": 6, "num_key_value_heads": 1, "hidden_activation": "gelu_pytorch_tanh"},
     "gemma2": {"head_dim": 6, "sliding_window": 5, "query_pre_attn_scalar": 20},
     "gemma3_text": {"head_dim": 6, "sliding_window": 5, "rope_parameters": _NESTED_ROTARY},

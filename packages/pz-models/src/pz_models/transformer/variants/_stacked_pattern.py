@@ -3,6 +3,9 @@
 A stack holds one block. What differs between its blocks is put in as arrays with the axis
 "blocks": the windows of the masks, and the rotary frequencies. A global block has a window wider
 than any context; a block without rotary positions has frequency 0, which turns nothing.
+
+What cannot be an array (that a block has no experts, or a rotary scaling that depends on the length)
+must repeat; then one turn of the stack runs a super-block, which has one block of each kind.
 """
 
 from __future__ import annotations
@@ -25,9 +28,41 @@ from pz_nn.rope_scaling import DefaultScaling, RoPEScaling
 if TYPE_CHECKING:
     from pz_models.transformer.variants.llamalike_common import LlamalikeTransformerConfig
 
-__all__ = ["with_pattern"]
+__all__ = ["super_block_size", "with_pattern"]
 
 _WIDER_THAN_ANY_CONTEXT = 1 << 30
+
+
+def super_block_size(windows: Sequence[int | None], config: LlamalikeTransformerConfig) -> int:
+    """How many blocks one turn of the stack runs; 1 where all that differs can be arrays.
+
+    Args:
+      windows: For each block its window, or None for a global block.
+      config: The model's configuration.
+
+    Raises:
+      ValueError: There would have to be a super-block, but the blocks do not repeat.
+    """
+    count = len(windows)
+    dense = config.experts.dense_blocks if config.experts is not None else ()
+    layers = [rotary(window, config, index) for index, window in enumerate(windows)]
+    scaled = [_scaling(layer).needs_length for layer in layers]
+    partly_scaled = any(scaled) and any(layer != layers[0] for layer in layers)
+    if not dense and not partly_scaled:
+        return 1
+    kinds = [(index in dense, windows[index], layers[index]) for index in range(count)]
+    for size in range(2, count // 2 + 1):
+        if count % size == 0 and kinds == kinds[:size] * (count // size):
+            return size
+    reason = (
+        f"the blocks {', '.join(map(str, dense))} have no experts and the others have"
+        if dense
+        else f"{config.rope_scaling} differs between the blocks"
+    )
+    raise ValueError(
+        f"build_llamalike_transformer: {reason}, and they do not repeat, so that they cannot be one"
+        " layer stack. Set use_layer_stack=False."
+    )
 
 
 def with_pattern(
@@ -38,11 +73,7 @@ def with_pattern(
     Args:
       stack: The stack, built as if all blocks were like the first.
       windows: For each block its window, or None for a global block.
-      config: The model's configuration.
-
-    Raises:
-      ValueError: Rotary positions differ in what cannot be an array: a scaling that depends on
-        the length, in some blocks only.
+      config: The model's configuration, of super-block size 1.
     """
     masks = ApplyCausalAttentionMask | ApplyCausalSlidingWindowAttentionMask
     if len(set(windows)) > 1:
@@ -88,11 +119,5 @@ def _frequencies(layers: Sequence[Any], config: LlamalikeTransformerConfig) -> n
     size = config.rope_subset_size or config.projection_dim
     if not layers:
         return np.zeros(size // 2, np.float32)
-    scaling = _scaling(layers)
-    if scaling.needs_length:
-        raise ValueError(
-            f"build_llamalike_transformer: {scaling} cannot differ between the blocks of a layer"
-            " stack. Set use_layer_stack=False."
-        )
-    found: np.ndarray = scaling.frequencies(size, layers[0].max_wavelength)
+    found: np.ndarray = _scaling(layers).frequencies(size, layers[0].max_wavelength)
     return found / np.float32(layers[0].scale_factor)

@@ -44,7 +44,7 @@ from pz_models.transformer.variants._llamalike_parts import (
     rms_norm,
     rotary,
 )
-from pz_models.transformer.variants._stacked_pattern import with_pattern
+from pz_models.transformer.variants._stacked_pattern import super_block_size, with_pattern
 from pz_models.transformer.variants.experts import ExpertsConfig, build_experts_feedforward
 from pz_nn.attention import Attention
 from pz_nn.basic_ops import CastToDType, Elementwise, Softmax, TanhSoftCap
@@ -56,6 +56,7 @@ from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import ConstantRescale, NamedEinsum
 from pz_nn.parameters import unique_parameter_names
 from pz_nn.rope_scaling import RoPEScaling
+from pz_nn.stack_surgery import SuperBlock
 
 __all__ = [
     "AttentionType",
@@ -184,6 +185,18 @@ class LlamalikeTransformerConfig:
         """Head axes of queries alone."""
         many = self.query_head_multiplier > 1
         return {"query_heads": self.query_head_multiplier} if many else {}
+
+    @property
+    def super_block_size(self) -> int:
+        """How many blocks one turn of a layer stack runs.
+
+        More than 1 where some blocks are without experts, or without a scaling of rotary positions
+        that depends on the length: those repeat as super-blocks (`pz_nn.stack_surgery`).
+
+        Raises:
+          ValueError: Such blocks do not repeat, so that they cannot be one stack.
+        """
+        return super_block_size(_windows(self), self)
 
 
 def build_llamalike_feedforward(
@@ -376,6 +389,12 @@ def build_llamalike_block(
     )
 
 
+def _windows(config: LlamalikeTransformerConfig) -> list[int | None]:
+    """For each block its window, or None for a global block."""
+    kinds = [_attention_type(config, index) for index in range(config.num_decoder_blocks)]
+    return [getattr(kind, "window_size", None) for kind in kinds]
+
+
 def _blocks(
     name: str, init_base_rng: jax.Array | None, config: LlamalikeTransformerConfig
 ) -> list[Layer]:
@@ -387,23 +406,37 @@ def _blocks(
             f" of blocks; received {len(pattern)} types and {count} blocks."
         )
     if config.use_layer_stack:
-        if config.experts is not None and config.experts.dense_blocks:
-            raise ValueError(
-                "build_llamalike_transformer: the blocks"
-                f" {', '.join(map(str, config.experts.dense_blocks))} have no experts and the others"
-                " have, so that they cannot be one layer stack. Set use_layer_stack=False."
-            )
-        types = [_attention_type(config, index) for index in range(count)]
-        windows = [getattr(kind, "window_size", None) for kind in types]
-        # One block stands for all; what differs between them becomes arrays with the stack axis.
-        alike = dataclasses.replace(config, attention_type=types[0], rope_layers=None)
-        build = LayerStack.from_sublayer_builder
-        kwargs = {"name": f"{name}/blocks", "config": alike}
-        stack = build(build_llamalike_block, "blocks", count, init_base_rng, kwargs)
-        return [with_pattern(stack, windows, config)]
+        return [_stack(f"{name}/blocks", init_base_rng, config)]
     return [
         build_llamalike_block(f"{name}/block_{i}", init_base_rng, config, i) for i in range(count)
     ]
+
+
+def _stack(
+    name: str, init_base_rng: jax.Array | None, config: LlamalikeTransformerConfig
+) -> LayerStack:
+    size, build = config.super_block_size, LayerStack.from_sublayer_builder
+    turns = config.num_decoder_blocks // size
+    if size > 1:
+        kwargs = {"name": name, "config": config}
+        return build(_super_block, "blocks", turns, init_base_rng, kwargs)
+    # One block stands for all; what differs between them becomes arrays with the stack axis.
+    first = _attention_type(config, 0)
+    alike = dataclasses.replace(config, attention_type=first, rope_layers=None)
+    kwargs = {"name": name, "config": alike}
+    stack = build(build_llamalike_block, "blocks", turns, init_base_rng, kwargs)
+    return with_pattern(stack, _windows(config), config)
+
+
+def _super_block(
+    name: str, init_base_rng: jax.Array | None, config: LlamalikeTransformerConfig
+) -> SuperBlock:
+    return SuperBlock(
+        [
+            build_llamalike_block(f"{name}/{i}", init_base_rng, config, i)
+            for i in range(config.super_block_size)
+        ]
+    )
 
 
 @unique_parameter_names()
