@@ -8,7 +8,7 @@ from pz_models_checkpoints import CONFIG, huggingface_tensors, reference_logits
 
 from pz_core.selectors import select
 from pz_core.variables import Parameter, unbind_params
-from pz_models import CheckpointError, _streaming, load
+from pz_models import CheckpointError, MissingTensorError, _streaming, load
 from pz_models.checkpoints import Checkpoint, StoredTensor
 from pz_models.config_reader import ConfigReader
 from pz_models.errors import UnsupportedConfigError
@@ -128,6 +128,14 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_read(arrays, messa
     monkeypatch.setattr(InMemory, "read_into", None)
     with pytest.raises(CheckpointError, match=message):
         model_from_checkpoint(InMemory(arrays=arrays))
+
+
+def test_missing_tensors_are_key_errors_too():
+    with pytest.raises(KeyError) as caught:
+        model_from_checkpoint(InMemory(arrays=_without("model.norm.weight")))
+    assert isinstance(caught.value, MissingTensorError)
+    assert isinstance(caught.value, ValueError)
+    assert str(caught.value).endswith(".")  # and no quotation marks around the text
 
 
 BAD_CONFIGS = [

@@ -3,6 +3,7 @@
 from pz_models import CheckpointError as CheckpointError
 from pz_models import ExportError as ExportError
 from pz_models import Generation as Generation
+from pz_models import MissingTensorError as MissingTensorError
 from pz_models import PromptError as PromptError
 from pz_models import Tokenizer as Tokenizer
 from pz_models import UnsupportedConfigError as UnsupportedConfigError

@@ -5,6 +5,7 @@ import sys as _sys
 import pz_models.errors as _real
 from pz_models.errors import CheckpointError as CheckpointError
 from pz_models.errors import ExportError as ExportError
+from pz_models.errors import MissingTensorError as MissingTensorError
 from pz_models.errors import PromptError as PromptError
 from pz_models.errors import UnsupportedConfigError as UnsupportedConfigError
 

@@ -3,6 +3,7 @@
 from pz_models.comparison import compare_to_reference as compare_to_reference
 from pz_models.errors import CheckpointError as CheckpointError
 from pz_models.errors import ExportError as ExportError
+from pz_models.errors import MissingTensorError as MissingTensorError
 from pz_models.errors import PromptError as PromptError
 from pz_models.errors import UnsupportedConfigError as UnsupportedConfigError
 from pz_models.generation import Generation as Generation
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "ExportError",
     "Generation",
+    "MissingTensorError",
     "PromptError",
     "Tokenizer",
     "UnsupportedConfigError",

@@ -18,7 +18,7 @@ from pz_core.variables import Parameter
 from pz_models._placement import Placement
 from pz_models._suggestions import near_misses
 from pz_models.checkpoints import Checkpoint
-from pz_models.errors import CheckpointError
+from pz_models.errors import CheckpointError, MissingTensorError
 from pz_models.parameter_plan import PlannedRead, Stacking, StoredParameter, parameter_label
 from pz_named import named_axes as nx
 
@@ -48,7 +48,8 @@ def check_plan(
       ignored: Tells tensors that a checkpoint may hold without being a parameter.
 
     Raises:
-      CheckpointError: A tensor is missing, has another shape, or is not part of the model.
+      MissingTensorError: A tensor is missing.
+      CheckpointError: A tensor has another shape, or is not part of the model.
     """
     expected = {read.key: read for read in reads}
     missing = [key for key in expected if key not in checkpoint.tensors]
@@ -57,7 +58,7 @@ def check_plan(
             f"{checkpoint.describe(key)} of shape {expected[key].shape}"
             for key in missing[:_MOST_NAMED]
         )
-        raise CheckpointError(
+        raise MissingTensorError(
             f"{checkpoint.name}: {len(missing)} tensors of the model are missing: {wanted}"
             f"{' …' if len(missing) > _MOST_NAMED else ''}."
             f"{near_misses(missing[0], set(checkpoint.tensors) - set(expected))}"

@@ -10,7 +10,13 @@ All are `ValueError`s, so code that catches those keeps working.
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ExportError", "PromptError", "UnsupportedConfigError"]
+__all__ = [
+    "CheckpointError",
+    "ExportError",
+    "MissingTensorError",
+    "PromptError",
+    "UnsupportedConfigError",
+]
 
 
 class CheckpointError(ValueError):
@@ -20,6 +26,17 @@ class CheckpointError(ValueError):
     type nobody taught the reader about. For example `load("half_downloaded.gguf")`; the repair is
     to fetch the file again.
     """
+
+
+class MissingTensorError(CheckpointError, KeyError):
+    """A checkpoint lacks tensors of the model that it claims to be.
+
+    Also a `KeyError`, which Penzai raised here. For example a folder with one of two shards and an
+    index of that one; the repair is to fetch the other.
+    """
+
+    def __str__(self) -> str:
+        return ValueError.__str__(self)  # KeyError's would show the text in quotation marks
 
 
 class UnsupportedConfigError(ValueError):

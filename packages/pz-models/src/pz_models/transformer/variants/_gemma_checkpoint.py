@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from pz_core.variables import Parameter
 from pz_models._placement import with_automatic_axes
 from pz_models._suggestions import near_misses
-from pz_models.errors import CheckpointError
+from pz_models.errors import CheckpointError, MissingTensorError
 from pz_named import named_axes as nx
 
 __all__ = ["PRESETS", "GemmaArrays", "Preset", "restore_with_orbax"]
@@ -76,7 +76,7 @@ class GemmaArrays:
       tree: Nested dictionaries, or one with paths joined by "/" as keys.
 
     Raises:
-      CheckpointError: An array that every Gemma has is missing.
+      MissingTensorError: An array that every Gemma has is missing.
     """
 
     def __init__(self, tree: Mapping[str, Any]):
@@ -88,11 +88,12 @@ class GemmaArrays:
         }
         self._taken: set[str] = set()
         self.blocks = 0
-        while f"layer_{self.blocks}/mlp/linear" in self._arrays:
+        parts = {path.split("/")[0] for path in self._arrays}
+        while f"layer_{self.blocks}" in parts:
             self.blocks += 1
         if not self.blocks:
-            raise CheckpointError(
-                "gemma_from_pretrained_checkpoint: there is no 'transformer/layer_0/mlp/linear' in"
+            raise MissingTensorError(
+                "gemma_from_pretrained_checkpoint: there is no 'transformer/layer_0/…' in"
                 f" the checkpoint; it has {', '.join(sorted(found)[:5]) or 'nothing'}."
                 " Pass what orbax's PyTreeCheckpointer().restore(path) returns."
             )
@@ -189,7 +190,8 @@ class GemmaArrays:
         """All parameters, each on the devices that its array is on.
 
         Raises:
-          CheckpointError: An array is missing, of an unexpected shape, or no part of the model.
+          MissingTensorError: An array is missing.
+          CheckpointError: An array is of an unexpected shape, or no part of the model.
         """
         outer: dict[str, nx.NamedArrayBase] = {
             "embedder.embeddings": self._named("embedder/input_embedding", "vocabulary embedding"),
@@ -295,7 +297,7 @@ class GemmaArrays:
 
     def _array(self, path: str) -> Any:
         if path not in self._arrays:
-            raise CheckpointError(
+            raise MissingTensorError(
                 f"gemma_from_pretrained_checkpoint: the checkpoint has no 'transformer/{path}',"
                 f" which a Gemma needs.{near_misses(path, self._arrays)}"
             )
