@@ -234,14 +234,6 @@ def test_from_config_options():
     assert not any(isinstance(x, StateVariable) for x in jax.tree.leaves(layer))
 
 
-def test_from_config_errors():
-    with raises(ValueError, "num_heads=6", "num_kv_heads=4"):
-        Attention.from_config("a", None, 12, 6, 4)
-    with raises(ValueError, "embedding_dim=10", "num_heads=4", "projection_dim"):
-        Attention.from_config("a", None, 10, 4)
-    Attention.from_config("a", None, 10, 4, projection_dim=3)
-
-
 @pytest.mark.parametrize("length", [0, 1])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_zero_length_sequences_one_token_and_one_head(length, heads, key):

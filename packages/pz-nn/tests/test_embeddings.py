@@ -80,14 +80,6 @@ def test_a_table_stored_in_another_order():
     assert_close(raw(EmbeddingDecode(t)(y)), raw(values).T[[4, 1]] @ raw(values))
 
 
-def test_lookup_errors():
-    t = table({"e": 3})
-    with raises(TypeError, "integers", "float32", "astype"):
-        EmbeddingLookup(t)(nx.ones({"seq": 2}))
-    with raises(ValueError, "['e']", "RenameAxes"):
-        EmbeddingLookup(t)(nx.arange("e", 3))
-
-
 def test_decode_errors():
     t = table({"e": 3})
     with raises(ValueError, "'e'"):

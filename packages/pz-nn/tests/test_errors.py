@@ -1,18 +1,16 @@
 """Every error at a glance: what is wrong, which error says so in which words, and that its advice works.
 
-One row per situation: the error, parts of its text (the layer or call, the rule, the values, the advice), the
-wrong program, the program as the text advises it, and what that one gives.
+`test_errors_of_settings` goes on with what is particular to single layers and to the surgery on stacks.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from block_zoo import CountCalls, F, H, P, Remember, attention
-from nn_helpers import raises
+from error_cases import Case, check, ones
 
 import pz_nn
 from pz_core.struct import pytree_dataclass
@@ -36,20 +34,6 @@ from pz_nn.layer_stack import LayerStackVarBehavior
 
 KEY = jax.random.key(0)
 SHARED, PER_LAYER = LayerStackVarBehavior.SHARED, LayerStackVarBehavior.PER_LAYER
-
-
-class Case(NamedTuple):
-    """One row; `gives` is the named shape of the repaired program's result, or the result itself."""
-
-    error: type[BaseException]
-    text: tuple[str, ...]
-    wrong: Callable[[], Any]
-    repaired: Callable[[], Any]
-    gives: Any
-
-
-def ones(dtype=jnp.float32, /, **sizes):
-    return nx.ones(sizes, dtype)
 
 
 # --- layers -----------------------------------------------------------------------------------------
@@ -613,6 +597,11 @@ class Odd(AbstractVariable):
         raise NotImplementedError
 
 
+def stack_of_two(block):
+    make = pz_nn.LayerStack.from_sublayer_builder
+    return make(lambda init_base_rng: block, "blocks", 2, KEY, {})(ones(f=2))
+
+
 ODD = pz_nn.Linear(Odd(), (), ())
 
 
@@ -702,6 +691,13 @@ STACKS = {
         lambda: kept(pz_nn.Identity(), [SHARED_STATE]),
         lambda: stacked(pz_nn.Identity())(ones(f=1), other=SHARED_STATE),
         {"f": 1},
+    ),
+    "builder: other kind of variable": Case(
+        ValueError,
+        ("from_sublayer_builder", "Parameters and StateVariables", "Odd", "variable.freeze()"),
+        lambda: stack_of_two(ODD),
+        lambda: stack_of_two(pz_nn.Linear(Odd().freeze(), (), ())),
+        {"f": 2},
     ),
     "builder: state without names": Case(
         ValueError,
@@ -829,9 +825,4 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_error_says_what_to_do_and_that_works(name):
-    case = CASES[name]
-    with raises(case.error, *case.text) as caught:
-        case.wrong()
-    assert type(caught.value) is case.error
-    result = case.repaired()
-    assert (result.named_shape if nx.is_namedarray(result) else result) == case.gives
+    check(CASES[name])

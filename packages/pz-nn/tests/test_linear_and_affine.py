@@ -328,18 +328,6 @@ def test_views_are_taken_as_they_lie():
     assert y.named_shape == {"a": 2, "b": 3}
 
 
-def test_rename_axes_errors():
-    x = named(0, {"a": 2, "b": 3})
-    with raises(ValueError, "RenameAxes", "'z'"):
-        RenameAxes("z", "c")(x)
-    with raises(ValueError, "['b']", "twice"):
-        RenameAxes("a", "b")(x)
-    with raises(ValueError, "same length", "('a', 'b')"):
-        RenameAxes(("a", "b"), ("c",))(x)
-    with raises(ValueError, "positional"):
-        RenameAxes("a", "c")(x.untag("b"))
-
-
 def test_add_bias(key):
     layer = AddBias.from_config("B", key, {"f": 3}, {"g": 2}, initializer=constant_initializer(2.0))
     assert layer.bias.label == "B.bias"
@@ -439,21 +427,6 @@ def test_named_einsum_accepts_lists_and_orders_batch_axes_by_the_first_input():
     result = layer((x, y))
     assert axis_order(result) == ["m", "n", "a"]
     assert_close(raw(result), np.einsum("manb,nbm->mna", raw(x), raw(y)), UNIT)
-
-
-def test_named_einsum_construction_errors():
-    with raises(ValueError, "NamedEinsum", "['z']", "(('a',),)"):
-        NamedEinsum((("a",),), ("z",))
-    with raises(ValueError, "once", "'i'"):
-        NamedEinsum((("i",),), {"a": "i", "b": "i"})
-    with raises(ValueError, "once", "('a', 'a')"):
-        NamedEinsum((("a", "a"),), ("a",))
-    with raises(TypeError, "NamedEinsum", "'ab'", "tuple"):
-        NamedEinsum(("ab",), ("a",))
-    with raises(ValueError, "at least one input", "empty"):
-        NamedEinsum((), ())
-    with raises(TypeError, "input_axes", "dict"):
-        NamedEinsum({"a": "a"}, ("a",))
 
 
 def test_named_einsum_call_errors():
