@@ -51,6 +51,8 @@ def test_weights_are_read_where_they_lie(optimized_programs):
     """One token times a weight {heads, projection, embedding}: no copy, unlike the plain einsum."""
     if jax.default_backend() != "cpu":
         pytest.skip("how XLA lowers a dot differs by backend")
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("this XLA makes one loop of copy and product, folded or not")
     x, w = jnp.ones((1, 1, 64)), jnp.ones((4, 4, 16, 64))
 
     def ours(x, w):

@@ -54,10 +54,11 @@ def test_two_processes_train_save_are_killed_and_resume_on_another_mesh(tmp_path
     pytest.importorskip("optax")
     pytest.importorskip("orbax.checkpoint")
     killed = run_together(tmp_path, "start")
-    # The first to be killed may take the other along before its own signal comes.
+    # The first to be killed may take the other along before its own signal comes: the runtime then
+    # ends it with another signal, or with an exception in the step that both take.
     codes = [done.returncode for done in killed]
     assert -signal.SIGKILL in codes, killed[0].stderr
-    assert all(code < 0 for code in codes), killed[0].stderr
+    assert 0 not in codes, killed[0].stderr
     resumed = run_together(tmp_path, "resume")
     assert [done.returncode for done in resumed] == [0, 0], resumed[0].stderr
     alone = run("two_processes.py", 0, 0, tmp_path, "alone", devices=1)
