@@ -62,7 +62,9 @@ CONVERTED = {"llama": _interleaved, "gemma2": _plus_one, "gemma3": _plus_one}
 def _model(kind, changes):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SIZES | changes))
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    # The plain implementation: in transformers 4 the default one leaves Gemma 2's caps out.
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are constant when fresh
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -133,7 +135,7 @@ def test_files_are_read_as_transformers_reads_them(case, storage, tmp_path):
     model = _model(kind, changes)
     path = _write(tmp_path / "model.gguf", model, architecture, storage)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=path.name, dtype=torch.float32
+        tmp_path, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     expected = _their_logits(theirs)
     ours = load(path, use_layer_stack=True, progress=False)
@@ -202,6 +204,7 @@ SCALED = {
 }
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4"), reason="spelled as in 5; same files")
 @pytest.mark.parametrize("case", SCALED)
 def test_rotary_scaling_is_read(case, tmp_path):
     kind, architecture, changes, add = SCALED[case]

@@ -17,6 +17,7 @@ from pz_models import ExportError, UnsupportedConfigError, load, save_huggingfac
 from pz_models.families import known_families
 from pz_models.loading import model_from_checkpoint
 from pz_models.transformer.model_parts import TransformerBlock
+from pz_models.transformer.variants.llamalike_common import build_llamalike_transformer
 from pz_named import named_axes as nx
 from pz_nn.basic_ops import Softmax
 from pz_nn.embeddings import EmbeddingDecode
@@ -303,6 +304,15 @@ def test_rotary_scalings_are_written(scaling, tmp_path):
     model = model_from_checkpoint(checkpoint)
     save_huggingface(_built(model), tmp_path, model_type="llama")
     assert load(tmp_path).metadata.config == model.metadata.config
+
+
+def test_a_setting_that_no_field_states_is_named(tmp_path):
+    config = _loaded("gemma3_text")[1].metadata.config
+    stretched = dataclasses.replace(config, global_scale_factor=8.0)
+    model = build_llamalike_transformer(stretched, jax.random.key(0))
+    with pytest.raises(ExportError, match=r"global_scale_factor is 8\.0, a file would say None"):
+        save_huggingface(model, tmp_path, model_type="gemma3_text")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_which_family_is_meant_has_to_be_said(tmp_path):
