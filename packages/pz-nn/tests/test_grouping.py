@@ -103,7 +103,7 @@ def test_check_structure():
     assert not jax.tree.leaves(layer)
     with raises(chk.StructureMismatchError, "x", "3", "2"):
         layer({"a": named(0, {"x": 2})})
-    with pytest.raises((ValueError, chk.StructureMismatchError)):
+    with raises(ValueError, "expected dict, found list"):
         layer([value["a"]])
 
 

@@ -68,7 +68,7 @@ __all__ = [
 ]
 
 
-class StructureMismatchError(Exception):
+class StructureMismatchError(ValueError):
     """A value does not look as its pattern says.
 
     All mismatches are listed together, each with its path. For example, this fails because one
