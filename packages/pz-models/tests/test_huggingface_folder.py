@@ -76,6 +76,19 @@ def test_dtypes_are_kept_or_cast(folder, stored, wanted):
     )
 
 
+def test_a_mixed_file_gets_its_commonest_dtype_or_the_one_asked_for(folder):
+    tensors = {
+        key: array if "norm" in key else array.astype(ml_dtypes.bfloat16)
+        for key, array in huggingface_tensors().items()
+    }
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    for asked, dtype in ((None, jnp.bfloat16), (jnp.float32, jnp.float32)):
+        values = {p.label: p.value for p in unbind_params(load(folder, dtype=asked))[1]}
+        assert {value.dtype for value in values.values()} == {jnp.dtype(dtype)}
+        norm = values["transformer/final_norm/scale.weights"].unwrap("embedding")
+        np.testing.assert_array_equal(norm, tensors["model.norm.weight"].astype(dtype))
+
+
 def test_a_tensor_of_the_wanted_dtype_is_read_without_a_copy(folder):
     big = np.ones((1 << 16, 32), np.float32)  # 8 MiB
     tensors = huggingface_tensors() | {"model.embed_tokens.weight": big}

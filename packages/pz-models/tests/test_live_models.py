@@ -82,6 +82,9 @@ def test_dtypes_are_those_of_the_tensors():
     up = values["transformer/block_1/mlp/value_linear.weights"].unwrap("neurons", "embedding")
     expected = theirs.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy()
     np.testing.assert_array_equal(np.asarray(up, np.float32), expected)
+    theirs.model.embed_tokens.float()  # the first tensor, but not most of them
+    labels = {p.label: p.value.dtype for p in unbind_params(from_huggingface(theirs))[1]}
+    assert set(labels.values()) == {jnp.dtype(jnp.bfloat16)}
     eight_bits = torch.ones(16, dtype=torch.int8)
     theirs.model.norm.weight = torch.nn.Parameter(eight_bits, requires_grad=False)
     with pytest.raises(CheckpointError, match=r"has the dtype torch\.int8"):

@@ -5,5 +5,6 @@ import sys as _sys
 import pz_models.checkpoints as _real
 from pz_models.checkpoints import Checkpoint as Checkpoint
 from pz_models.checkpoints import StoredTensor as StoredTensor
+from pz_models.checkpoints import commonest_storage as commonest_storage
 
 _sys.modules[__name__] = _real

@@ -12,13 +12,14 @@ else allocated. Building, validating, casting, stacking and sharding are then th
 from __future__ import annotations
 
 import abc
+import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Checkpoint", "StoredTensor"]
+__all__ = ["Checkpoint", "StoredTensor", "commonest_storage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,14 @@ class StoredTensor:
     n_bytes: int
 
 
+def commonest_storage(tensors: Iterable[StoredTensor]) -> str | None:
+    """How most bytes of the tensors are stored; None where there are none."""
+    n_bytes: collections.Counter[str] = collections.Counter()
+    for tensor in tensors:
+        n_bytes[tensor.storage] += tensor.n_bytes
+    return n_bytes.most_common(1)[0][0] if n_bytes else None
+
+
 class Checkpoint(abc.ABC):
     """A configuration and named tensors, in HuggingFace's spelling, readable one at a time.
 
@@ -43,7 +52,7 @@ class Checkpoint(abc.ABC):
       name: What to call it in messages; a path where there is one.
       config: The configuration, spelled as a HuggingFace `config.json`.
       tensors: The tensors, under HuggingFace's state-dict keys.
-      dtype: The dtype of its weights, as they come when nobody asks for another.
+      dtype: The dtype of most of its weights (by bytes), which all get when nobody asks for another.
     """
 
     name: str

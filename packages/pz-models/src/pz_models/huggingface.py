@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pz_models.checkpoints import Checkpoint, StoredTensor
+from pz_models.checkpoints import Checkpoint, StoredTensor, commonest_storage
 from pz_models.errors import CheckpointError, UnsupportedConfigError
 from pz_models.loading import model_from_checkpoint
 
@@ -65,8 +65,8 @@ class LiveModel(Checkpoint):
             for key, t in self._state.items()
         }
         # A class called on a config with dtype=bfloat16 still holds float32: ask the tensors.
-        first = next(iter(self._state.values()), None)
-        self.dtype = np.dtype(np.float32) if first is None else _DTYPES[str(first.dtype)]
+        storage = commonest_storage(self.tensors.values())
+        self.dtype = np.dtype(np.float32) if storage is None else _DTYPES[storage]
 
     def read_into(self, key: str, out: np.ndarray) -> None:
         """Copies tensor `key`."""

@@ -6,7 +6,6 @@ checkpoint.config["hidden_size"], checkpoint.tensors["model.norm.weight"].shape
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pz_models._safetensors_header import DTYPES, TensorRange, read_header
-from pz_models.checkpoints import Checkpoint, StoredTensor
+from pz_models.checkpoints import Checkpoint, StoredTensor, commonest_storage
 from pz_models.errors import CheckpointError
 
 __all__ = ["HuggingFaceFolder", "pickle_refusal"]
@@ -56,10 +55,8 @@ class HuggingFaceFolder(Checkpoint):
             key: StoredTensor(value.shape, value.dtype, value.n_bytes)
             for key, value in self._ranges.items()
         }
-        counts: collections.Counter[str] = collections.Counter()
-        for value in self._ranges.values():
-            counts[value.dtype] += value.n_bytes
-        self.dtype = DTYPES[counts.most_common(1)[0][0]] if counts else np.dtype(np.float32)
+        storage = commonest_storage(self.tensors.values())
+        self.dtype = np.dtype(np.float32) if storage is None else DTYPES[storage]
 
     def describe(self, key: str) -> str:
         """The file and the tensor."""

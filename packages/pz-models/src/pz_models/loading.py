@@ -59,7 +59,9 @@ def load(
         a `.gguf` file, or a name such as "HuggingFaceTB/SmolLM2-135M", which is fetched from the
         hub where nothing of that name lies here (extra `hub`).
       dtype: Dtype of parameters and activations; by default that of most weights (float32 for
-        GGUF, whose quantised weights are dequantised).
+        GGUF, whose quantised weights are dequantised). A model has one dtype, as in transformers:
+        tensors of a mixed file that have another are cast. `dtype=jnp.float32` keeps every digit of
+        bfloat16, float16 and float32 alike.
       upcast_activations_to_float32: Whether activations are float32 whatever the parameters are.
       use_layer_stack: Whether the blocks become one `LayerStack`: compiles many times faster, and
         edits of one block need a mask over the axis "blocks".
