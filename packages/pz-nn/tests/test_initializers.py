@@ -51,10 +51,10 @@ def test_weights_of_few_axes(key, sizes):
 
 def test_draws_in_the_dtype_asked_for(key):
     weights = xavier_normal_initializer(key, dtype=jnp.bfloat16, **GROUPS)
-    shape = tuple(weights.named_shape.values())
-    variance = jnp.asarray(1 / FANS["fan_avg"], jnp.bfloat16)
-    expected = jax.random.normal(key, shape, jnp.bfloat16) * jnp.sqrt(variance)
-    assert (weights.data_array == expected).all()
+    drawn = jax.random.normal(key, tuple(weights.named_shape.values()), jnp.bfloat16)
+    expected = np.asarray(drawn, np.float64) / np.sqrt(FANS["fan_avg"])
+    # Releases of JAX differ in whether they round the variance or the standard deviation, if any.
+    np.testing.assert_allclose(np.asarray(weights.data_array, np.float64), expected, rtol=2**-7)
 
 
 def test_variance_scaling_errors(key):
@@ -70,8 +70,9 @@ def test_variance_scaling_errors(key):
         call(distribution="gauss")
     with raises(ValueError, "floating", "int32"):
         call(dtype=jnp.int32)
-    with pytest.raises(ZeroDivisionError):
+    with raises(ZeroDivisionError, "fan_in is 0", "input_axes={'i': 0}", "use zero_initializer"):
         call(input_axes={"i": 0})
+    assert call(input_axes={"i": 0}, mode="fan_avg").named_shape["i"] == 0
 
 
 def test_unique_names():
