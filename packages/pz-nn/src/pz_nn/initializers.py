@@ -153,15 +153,11 @@ def variance_scaling_initializer(
             "variance_scaling_initializer: the dtype must be floating, not "
             f"{np.dtype(dtype).name}. Draw in float32 and cast the result."
         )
-    counting = {"fan_in": (input_axes,), "fan_out": (output_axes,)}.get(
-        mode, (input_axes, output_axes)
-    )
-    fans = [math.prod(axes.values()) for axes in counting]
-    if sum(fans) * math.prod(convolution_spatial_axes.values()) == 0:
+    if 0 in {**input_axes, **output_axes, **convolution_spatial_axes}.values():
         raise ZeroDivisionError(
-            f"variance_scaling_initializer: {mode} is 0 for input_axes={dict(input_axes)}, output_axes="
-            f"{dict(output_axes)}, convolution_spatial_axes={dict(convolution_spatial_axes)}, and the "
-            "variance is divided by it. Give these axes sizes above 0, or use zero_initializer."
+            f"variance_scaling_initializer: the variance is divided by the fan, which is 0 for input_axes="
+            f"{dict(input_axes)}, output_axes={dict(output_axes)}, convolution_spatial_axes="
+            f"{dict(convolution_spatial_axes)}. Give these axes sizes above 0, or use zero_initializer."
         )
     sizes = {**parallel_axes, **convolution_spatial_axes, **input_axes, **output_axes}
     axis = {name: index for index, name in enumerate(sizes)}
