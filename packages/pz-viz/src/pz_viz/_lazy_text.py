@@ -12,10 +12,12 @@ from typing import Any
 
 from treescope import rendering_parts
 
+from pz_viz._leaf_part import LeafPart
+
 __all__ = ["LazyText"]
 
 
-class LazyText(rendering_parts.RenderableTreePart):  # type: ignore[misc]  # untyped base
+class LazyText(LeafPart):
     """A leaf that stands in an open node only; its height counts as one line until it is drawn."""
 
     def __init__(self, make: Callable[[], str]) -> None:
@@ -25,23 +27,8 @@ class LazyText(rendering_parts.RenderableTreePart):  # type: ignore[misc]  # unt
     def _part(self) -> Any:
         return rendering_parts.text(self._make())
 
-    def _compute_collapsed_width(self) -> int:
-        return 0
-
     def _compute_newlines_in_expanded_parent(self) -> int:
         return 1
-
-    def _compute_layout_marks_in_this_part(self) -> frozenset[Any]:
-        return frozenset()
-
-    def foldables_in_this_part(self) -> tuple[Any, ...]:
-        """None."""
-        return ()
-
-    def html_setup_parts(self, context: Any, /) -> set[Any]:
-        """None."""
-        del context
-        return set()
 
     def render_to_html(self, stream: Any, **options: Any) -> None:
         """Makes the text and writes it."""

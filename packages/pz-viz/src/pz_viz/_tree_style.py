@@ -14,6 +14,7 @@ from typing import Any
 from treescope import rendering_parts
 from treescope._internal.parts import part_interface
 
+from pz_viz._leaf_part import LeafPart
 from pz_viz.views import asset
 
 __all__ = ["style_the_root", "tree_rule"]
@@ -26,20 +27,11 @@ def tree_rule() -> str:
     return " ".join(text.split())
 
 
-class _Style(rendering_parts.RenderableTreePart):  # type: ignore[misc]  # untyped base
+class _Style(LeafPart):
     """Draws nothing; brings the style rules along."""
-
-    def _compute_collapsed_width(self) -> int:
-        return 0
 
     def _compute_newlines_in_expanded_parent(self) -> int:
         return 0
-
-    def _compute_layout_marks_in_this_part(self) -> frozenset[Any]:
-        return frozenset()
-
-    def foldables_in_this_part(self) -> tuple[Any, ...]:
-        return ()
 
     def html_setup_parts(self, context: Any, /) -> set[Any]:
         del context
