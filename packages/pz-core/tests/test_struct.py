@@ -690,6 +690,17 @@ class TestStaticNumbers:
         product = jax.vmap(lambda n: n.a * n.by, in_axes=(axes,))(node)
         np.testing.assert_array_equal(product, [0, 1, 4])
 
+    def test_a_default_that_the_constructor_leaves(self):
+        @pytree_dataclass
+        class Lazy(Struct):
+            by: Any = dataclasses.field(default=2, metadata={"pytree_node": "unless_number"})
+
+            def __init__(self):
+                pass
+
+        assert jax.tree.leaves(Lazy()) == []
+        assert jax.tree.map(lambda x: x, Lazy()).by == 2
+
     def test_maps_that_stop_at_none(self):
         mapped = jax.tree.map(lambda x: x, Hyper(None, 3), is_leaf=lambda x: x is None)
         assert mapped == Hyper(None, 3)

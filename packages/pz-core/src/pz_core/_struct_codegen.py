@@ -36,6 +36,7 @@ __all__ = [
     "UNDECORATED",
     "NodeFunctions",
     "generate_node_functions",
+    "is_static_number",
     "node_functions",
     "register_struct",
 ]
@@ -90,8 +91,8 @@ _FOR_JAX = "_for_jax"
 
 def is_static_number(node: Any, name: str) -> bool:
     """Whether a field that is a child unless it holds a number belongs to the structure."""
-    slots = node.__dict__
-    return type(slots[name]) in _NUMBER_TYPES and name not in slots.get(_LEAF_NUMBERS, ())
+    leaves = node.__dict__.get(_LEAF_NUMBERS, ())
+    return type(getattr(node, name)) in _NUMBER_TYPES and name not in leaves
 
 
 def _tuple_source(names: Sequence[str]) -> str:
