@@ -162,9 +162,14 @@ def _head(x: jax.Array, weights: dict[str, jax.Array], epsilon: float) -> jax.Ar
     return jnp.einsum("...d,vd->...v", _norm(x, weights["norm_final"], epsilon), weights["embed"])
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def forward(weights: dict[str, jax.Array], tokens: jax.Array, *, shape: Shape) -> jax.Array:
-    """Logits {batch, seq, vocabulary} of tokens {batch, seq}, without caches."""
+@functools.partial(jax.jit, static_argnames=("shape", "policy"))
+def forward(
+    weights: dict[str, jax.Array], tokens: jax.Array, *, shape: Shape, policy: Any = None
+) -> jax.Array:
+    """Logits {batch, seq, vocabulary} of tokens {batch, seq}, without caches.
+
+    A backward pass keeps of each layer what `policy` says, if one is given.
+    """
     seq = tokens.shape[1]
     tables = _rotary_tables(jnp.arange(seq), shape)
     visible = jnp.tril(jnp.ones((seq, seq), bool))
@@ -173,7 +178,8 @@ def forward(weights: dict[str, jax.Array], tokens: jax.Array, *, shape: Shape) -
         query, key, value = _project(x, w, tables, shape)
         return _finish(x, _mix(query, key, value, visible), w, shape), None
 
-    x, _ = jax.lax.scan(layer, weights["embed"][tokens], _split_layers(weights))
+    body = jax.checkpoint(layer, policy=policy, prevent_cse=False) if policy else layer
+    x, _ = jax.lax.scan(body, weights["embed"][tokens], _split_layers(weights))
     return _head(x, weights, shape.epsilon)
 
 
