@@ -52,13 +52,12 @@ def _named_tokens() -> Any:
 
 # Keeping only what matrix products made halves the memory of a step, and on CPU its cost falls too:
 # recomputing the rest is cheaper than writing it and reading it again.
-KEPT = "dots_saveable"
 POLICY = jax.checkpoint_policies.dots_saveable
 
 
 def _model(stacked: bool = True) -> Any:
     stacks = select(bench_models._ours(stacked)).at_instances_of(LayerStack)
-    return stacks.apply(lambda stack: dataclasses.replace(stack, checkpoint=KEPT))
+    return stacks.apply(lambda stack: dataclasses.replace(stack, checkpoint=POLICY))
 
 
 def _copied_model(stacked: bool = True) -> Any:

@@ -192,9 +192,11 @@ def test_empty_and_single(key, cls):
 
 @pytest.mark.parametrize("cls", [Standardize, RMSStandardize])
 def test_epsilon_is_a_number(cls):
-    layer = cls("a", jnp.float32(0.25))
-    assert layer == cls("a", 0.25)
-    assert jax.tree.leaves(layer) == []
+    for number in (jnp.float32(0.25), np.float64(0.25), np.array(0.25)):
+        layer = cls("a", number)
+        assert layer == cls("a", 0.25)
+        assert type(layer.epsilon) is float  # a np.float64, a float too, would promote bfloat16
+        assert jax.tree.leaves(layer) == []
     for wrong in (jnp.ones(2), "1e-6"):
         with pytest.raises(TypeError, match="epsilon must be a number"):
             cls("a", wrong)

@@ -208,8 +208,8 @@ def find_leaves(start: Place) -> list[Place]:
 
 def _is_static_number(place: Place) -> bool:
     parent, index, _ = place
-    functions = None if parent is None else node_functions.get(type(parent[2]))
-    if parent is None or functions is None or not functions.number_names:
+    functions = node_functions.get(type(parent[2]))
+    if functions is None or not functions.number_names:
         return False
     name = functions.child_names[index]
     return name in functions.number_names and is_static_number(parent[2], name)

@@ -156,21 +156,21 @@ def _functions_for_jax(cls: type, functions: NodeFunctions) -> NodeFunctions:
         [
             "def flatten(node):",
             "    slots = node.__dict__",
-            "    if 'for_jax' not in slots:",
+            f"    if {_FOR_JAX!r} not in slots:",
             *(
                 f"        {number} = (type(node.{name}), node.{name}) "
                 f"if is_static(node, {name!r}) else None"
                 for name, number in numbers.items()
             ),
-            f"        slots['for_jax'] = ({children}), (static(node), {static})",
-            "    return slots['for_jax']",
+            f"        slots[{_FOR_JAX!r}] = ({children}), (static(node), {static})",
+            f"    return slots[{_FOR_JAX!r}]",
             "def unflatten(given, children):",
             f"    fields, {static} = given",
             "    node = plain_unflatten(fields, children)",
             f"    restore(node, {tuple(numbers)}, ({static}))",
             "    return node",
         ]
-    ).replace("for_jax", _FOR_JAX)
+    )
     namespace: dict[str, Any] = {
         "static": functions.static,
         "is_static": is_static_number,

@@ -46,7 +46,7 @@ class Joiner:
         Raises:
             ValueError: If the blocks differ in what a stack cannot vary.
         """
-        blocks = _with_arrays_for_differing_numbers(blocks)
+        blocks = _with_differing_numbers_as_leaves(blocks)
         flat = [jax.tree_util.tree_flatten_with_path(block, is_leaf=is_unit) for block in blocks]
         structures: list[Any] = [structure for _, structure in flat]
         for index, structure in enumerate(structures):
@@ -160,15 +160,15 @@ class _PerBlock:
     number: complex
 
 
-def _with_arrays_for_differing_numbers(blocks: Sequence[Any]) -> list[Any]:
+def _with_differing_numbers_as_leaves(blocks: Sequence[Any]) -> list[Any]:
     """The blocks with their numbers as leaves wherever not all have the same number in one place."""
     numbers = [select(block).at_instances_of((bool, int, float, complex)) for block in blocks]
     found = [selection.get_by_path() for selection in numbers]
-    differing = [
+    differing = {
         path
         for path, number in found[0].items()
         if any(path in other and not _same(other[path], number) for other in found[1:])
-    ]
+    }
     return [
         selection.where(lambda path, _: path in differing, with_keypath=True).apply(_PerBlock)
         for selection in numbers

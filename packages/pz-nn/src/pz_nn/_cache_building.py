@@ -68,11 +68,13 @@ class CacheLayout:
         metadata: dict[Any, Any] = {}
         if stack_axes:
             metadata["layerstack_axes"] = dict.fromkeys(stack_axes, LayerStackVarBehavior.PER_LAYER)
+        key_shape = {**stack_axes, **key_axes, self.axis: self.capacity}
         values = list(value_axes.items())
-        token = (self.axis, self.capacity)
-        shapes = (
-            {**stack_axes, **key_axes, **dict([token])},
-            {**stack_axes, **dict([*values[:-1], token, *values[-1:]])},
-        )
-        caches = tuple(nx.zeros(shape, self.dtype) for shape in shapes)
+        value_shape = {
+            **stack_axes,
+            **dict(values[:-1]),
+            self.axis: self.capacity,
+            **dict(values[-1:]),
+        }
+        caches = (nx.zeros(key_shape, self.dtype), nx.zeros(value_shape, self.dtype))
         return StateVariable(caches, label=label, metadata=metadata)

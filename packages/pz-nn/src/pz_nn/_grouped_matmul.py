@@ -38,7 +38,6 @@ def grouped_matmul(
     Returns:
         Array {n, o}.
     """
-
     product = functools.partial(
         jax.lax.platform_dependent,
         cpu=functools.partial(multiply_by_blocks, transposed=transposed),

@@ -48,9 +48,8 @@ class ApplyAttentionMask(Layer):
     """Base of the layers that mask attention logits: y = where(keep, logits, masked_out_value).
 
     A subclass has a field `masked_out_value`, a static number or an array, and says in `keep_mask` which
-    entries stay. Axes of the
-    result stand as in the logits; axes that only the mask has follow. A finite `masked_out_value` makes
-    the softmax of a row without any kept entry uniform, -inf makes it NaN.
+    entries stay. Axes of the result stand as in the logits; axes that only the mask has follow. A finite
+    `masked_out_value` makes the softmax of a row without any kept entry uniform, -inf makes it NaN.
     """
 
     masked_out_value: Any

@@ -44,8 +44,8 @@ __all__ = [
 
 def _as_number(epsilon: Any, layer: str) -> float:
     """ε as a Python number, which keeps the dtype of what it is added to."""
-    if isinstance(epsilon, int | float):
-        return epsilon
+    if type(epsilon) in (int, float):
+        return float(epsilon)
     is_array = isinstance(epsilon, jax.Array | np.ndarray | np.generic)
     if not is_array or isinstance(epsilon, jax.core.Tracer) or epsilon.ndim:
         raise TypeError(
