@@ -148,15 +148,15 @@ def training_step() -> list[Row]:
 
 # --- finetuning ------------------------------------------------------------------------------------
 
+_MATMUL = handwritten_llama._matmul
 _ADAPTED = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 def _adapted_matmul(x: jax.Array, weight: Any) -> jax.Array:
     if not isinstance(weight, tuple):
-        return jnp.einsum("bsi,oi->bso", x, weight)
+        return _MATMUL(x, weight)
     base, a, b = weight
-    low = jnp.einsum("bsi,ir->bsr", x, a)
-    return jnp.einsum("bsi,oi->bso", x, base) + jnp.einsum("bsr,ro->bso", low, b)
+    return _MATMUL(x, base) + _MATMUL(_MATMUL(x, a.T), b.T)
 
 
 def finetuning_step() -> list[Row]:

@@ -106,8 +106,12 @@ def _rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Multiplies x {batch, seq, in} by weight {out, in}."""
-    return jnp.einsum("bsi,oi->bso", x, weight)
+    """Multiplies x {..., in} by weight {out, in}.
+
+    As matrices: XLA transposes operands with more axes first when it makes the weight's gradient.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.einsum("ri,oi->ro", rows, weight).reshape(*x.shape[:-1], -1)
 
 
 def _mix(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
@@ -159,7 +163,7 @@ def _split_layers(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _head(x: jax.Array, weights: dict[str, jax.Array], epsilon: float) -> jax.Array:
-    return jnp.einsum("...d,vd->...v", _norm(x, weights["norm_final"], epsilon), weights["embed"])
+    return _matmul(_norm(x, weights["norm_final"], epsilon), weights["embed"])
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "policy"))

@@ -357,17 +357,26 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 @every_layer
 def test_compiled_equals_eager_and_order_of_axes_does_not_matter(name):
     _, sides = LAYERS[name]
-    layer, eager = build(name, jnp.float32), result(name)
 
-    @jax.jit
-    def run(x):
-        return layer(x, **sides), layer(x.order_as("f", "n", "s"), **sides)
+    def results(dtype):
+        layer, x = build(name, dtype), INPUT.astype(dtype)
 
-    compiled, permuted = run(INPUT)
-    assert axis_order(compiled) == axis_order(eager)
-    assert compiled.dtype == eager.dtype == jnp.float32
-    assert_close(raw(compiled), raw(eager), 2e-6)
-    assert_close(raw(permuted, *eager.named_shape), raw(eager), 2e-6)
+        @jax.jit
+        def run(x):
+            return layer(x, **sides), layer(x.order_as("f", "n", "s"), **sides)
+
+        eager, (compiled, permuted) = layer(x, **sides), run(x)
+        assert axis_order(compiled) == axis_order(eager)
+        assert compiled.dtype == permuted.dtype == eager.dtype == dtype
+        return raw(eager), raw(compiled), raw(permuted, *eager.named_shape)
+
+    eager, compiled, _ = results(jnp.float32)
+    assert_close(compiled, eager, 2e-6)
+    # Where terms cancel, the order of a sum shows in float32.
+    with jax.enable_x64(True):
+        eager, compiled, permuted = results(jnp.float64)
+        assert_close(compiled, eager, 1e-12)
+        assert_close(permuted, eager, 1e-12)
 
 
 @every_layer

@@ -124,7 +124,8 @@ def test_linear_becomes_one_dot_general():
     x = named(0, {"batch": 2, "seq": 3, "embedding": 8})
 
     def primitives(function, value):
-        return [str(e.primitive) for e in jax.make_jaxpr(function)(value).eqns]
+        found = [str(e.primitive) for e in jax.make_jaxpr(function)(value).eqns]
+        return [name for name in found if name != "reshape"]  # free; see test_axis_folding
 
     assert primitives(layer, x) == ["dot_general"]
     # The guard can fail: an input with the contracted axis elsewhere needs no transpose either …

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pz_nn._axis_folding import Groups, fold, fold_groups
+from pz_nn._axis_folding import Groups, fold, fold_groups, should_fold
 from pz_nn._dtypes import cast
 
 Labels = tuple[Hashable, ...]
@@ -41,7 +41,7 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(left: Labels, right: Labels, result: Labels) -> _Plan:
+def _plan(left: Labels, right: Labels, result: Labels, folds_axes: bool) -> _Plan:
     common = [label for label in left if label in right]
     summed = [label for label in common if label not in result]
     paired = [label for label in result if label in common]
@@ -53,7 +53,7 @@ def _plan(left: Labels, right: Labels, result: Labels) -> _Plan:
     swapped = list(result) != made and list(result) == [*paired, *right_free, *left_free]
     if swapped:
         left, right, made = right, left, list(result)
-    folds = fold_groups(left, right, summed)
+    folds = fold_groups(left, right, summed) if folds_axes else None
     left_axes: Labels = left if folds is None else tuple(group[0] for group in folds[0])
     right_axes: Labels = right if folds is None else tuple(group[0] for group in folds[1])
     summed = [label for label in summed if label in right_axes]
@@ -91,7 +91,7 @@ def contract_data(
         Array with the axes `result_labels`, dtype: JAX's promotion of the two, or
         `preferred_element_type`.
     """
-    plan = _plan(left_labels, right_labels, result_labels)
+    plan = _plan(left_labels, right_labels, result_labels, should_fold(left, right))
     if left.dtype != right.dtype:
         dtype = jnp.result_type(left, right)
         left, right = left.astype(dtype), right.astype(dtype)
