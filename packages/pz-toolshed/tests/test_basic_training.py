@@ -231,7 +231,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_label(donate):
 
     weight = select(trainer.model).at_instances_of(Linear).pick_nth_selected(0).get().weights
     weight.value = weight.value * jnp.nan
-    with pytest.raises(NonFiniteLossError, match=r"parameters that are not finite: 'mlp/Affine_0"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"parameters that are not finite: 'mlp/Affine_0.*so before this step",
+    ):
         trainer.step(x=x, poison=1.0)
 
 
@@ -248,6 +251,7 @@ def test_a_loss_that_is_not_finite_can_be_let_through():
         (lambda x: x.canonicalize().data_array, r"shape \(2,\)"),
         (lambda x: (x**2).untag("features").sum(), "NamedArray"),
         (lambda x: 1.0, "float"),
+        (lambda x: np.float32(1), r"a numpy\.float32"),
         (lambda x: jnp.int32(1), "int32"),
     ],
 )
@@ -260,6 +264,30 @@ def test_the_loss_must_be_a_scalar_array(bad, found):
     with pytest.raises(TypeError, match=f"scalar floating-point array.*{found}"):
         trainer.step(x=tm.random_input(features=2))
     tm.assert_trees_close(snapshot(trainer), before, atol=0)
+
+
+@pytest.mark.parametrize(
+    "results, found",
+    [
+        (lambda loss, state: loss, r"an array of shape \(\)"),
+        (lambda loss, state: (loss, state), "a tuple of 2"),
+        (lambda loss, state: None, "a NoneType"),
+    ],
+)
+def test_the_loss_function_must_return_three_results(results, found):
+    def loss(model, rng, state, x):
+        return results(mean_square(model, rng, state, x)[0], state)
+
+    trainer = trainer_of(tm.mlp([2, 2]), loss=loss)
+    before = snapshot(trainer)
+    with pytest.raises(TypeError, match=rf"three results.*got {found}.*return loss, state"):
+        trainer.step(x=tm.random_input(features=2))
+    tm.assert_trees_close(snapshot(trainer), before, atol=0)
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match=r"got a function.*optax\.adam\(1e-3\)"):
+        trainer_of(tm.mlp([2, 2]), optax.adam)
 
 
 def test_bad_arguments():
@@ -278,14 +306,38 @@ def test_bad_arguments():
     assert int(trainer.state.value.step) == 0
 
 
-def test_an_optimizer_state_for_other_parameters_is_named():
-    trainer, other = trainer_of(tm.mlp([2, 2])), trainer_of(tm.mlp([2, 2], name="other"))
-    other.state.value = trainer.state.value
-    before = snapshot(other)
-    with pytest.raises(ValueError, match=r"does not fit.*'other/Affine_0.*'mlp/Affine_0"):
-        other.step(x=tm.random_input(features=2))
-    tm.assert_trees_close(snapshot(other), before, atol=0)
-    trainer_of(other.model).step(x=tm.random_input(features=2))  # the repair: built anew
+def other_model(trainer):
+    return dataclasses.replace(trainer, model=tm.mlp([2, 2], name="other"))
+
+
+def other_sizes(trainer):
+    return dataclasses.replace(trainer, model=tm.mlp([2, 4]))
+
+
+def other_optimizer(trainer):
+    return dataclasses.replace(trainer, optimizer_def=optax.sgd(0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (
+            other_model,
+            r"mu of 'other/Affine_0.*is missing.*mu of 'mlp/Affine_0.* but nothing needs it",
+        ),
+        (other_sizes, r"mu of 'mlp/.*weights' has \[\(2, 2\)\], needed is \[\(2, 4\)\]"),
+        (other_optimizer, r"trace of 'mlp/.*' is missing, needed is \[\(2, 2\)\].*and 2 more"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_told_in_detail(change, told):
+    trainer = change(trainer_of(tm.mlp([2, 2])))
+    before = snapshot(trainer)
+    with pytest.raises(ValueError, match=rf"does not fit the trained parameters: .*{told}"):
+        trainer.step(x=tm.random_input(features=2))
+    tm.assert_trees_close(snapshot(trainer), before, atol=0)
+    trainer_of(trainer.model, trainer.optimizer_def).step(
+        x=tm.random_input(features=2)
+    )  # the repair
 
 
 def test_signature_of_build():

@@ -187,12 +187,18 @@ def _loss_and_rest(
         merge_arrays(constants, plan.model),
         (*trainable, *parameter_values(plan.frozen, frozen), *inside),
     )
-    loss, loss_state, aux = loss_fn(
+    results = loss_fn(
         model=model,
         state=loss_state,
         rng=jax.random.fold_in(root_rng, step),
         **bind_variables(kwargs, inside_kwargs),
     )
+    if not isinstance(results, tuple | list) or len(results) != 3:
+        raise TypeError(
+            "StatefulTrainer.step: the loss function must return three results, the loss, its new "
+            f"state and aux, got {_describe(results)}. Write e.g. `return loss, state, {{}}`."
+        )
+    loss, loss_state, aux = results
     if not isinstance(loss, jax.Array) or loss.ndim or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             "StatefulTrainer.step: the loss function must return a scalar floating-point array "
@@ -206,9 +212,11 @@ def _loss_and_rest(
 def _describe(loss: Any) -> str:
     if hasattr(loss, "named_shape"):
         return f"a {type(loss).__name__} with axes {loss.named_shape}"
-    if hasattr(loss, "shape"):
+    if isinstance(loss, jax.Array):
         return f"an array of shape {loss.shape} and dtype {loss.dtype}"
-    return f"a {type(loss).__name__}"
+    if isinstance(loss, tuple | list):
+        return f"a {type(loss).__name__} of {len(loss)}"
+    return f"a {type(loss).__module__}.{type(loss).__qualname__}".replace("builtins.", "")
 
 
 def pure_step(
@@ -283,31 +291,40 @@ def pure_step(
 
 def _check_optimizer_state(optimizer: Any, values: tuple[Any, ...], opt_state: Any) -> None:
     """Compares the optimizer state with the one that these parameters need; costs only at tracing."""
-    needed = jax.eval_shape(optimizer.init, values)
-    structures: list[Any] = [jax.tree_util.tree_structure(tree) for tree in (needed, opt_state)]
-    if structures[0] == structures[1]:
-        shapes = [
-            (needed_leaf.shape, jnp.shape(leaf))
-            for needed_leaf, leaf in zip(
-                jax.tree_util.tree_leaves(needed), jax.tree_util.tree_leaves(opt_state), strict=True
-            )
-        ]
-        if all(a == b for a, b in shapes):
-            return
-    labels = {value.label for value in values}
-    found = {
-        node.label
-        for node in jax.tree_util.tree_leaves(
-            opt_state, is_leaf=lambda node: isinstance(node, ParameterValue)
-        )
-        if isinstance(node, ParameterValue)
-    }
+    needed_state = jax.eval_shape(optimizer.init, values)
+    needed, found = _state_entries(needed_state), _state_entries(opt_state)
+    structures: list[Any] = [jax.tree_util.tree_structure(t) for t in (needed_state, opt_state)]
+    if structures[0] == structures[1] and needed == found:
+        return
+    differences = [
+        f"{name} {f'has {found[name]}' if name in found else 'is missing'}, needed is {shapes}"
+        for name, shapes in needed.items()
+        if found.get(name) != shapes
+    ]
+    surplus = [f"{name} is there, but nothing needs it" for name in found if name not in needed]
+    shown = [*differences[:3], *surplus[:3]]
+    hidden = len(differences) + len(surplus) - len(shown)
+    more = f" (and {hidden} more)" if hidden else ""
+    told = "; ".join(shown) or f"its structure is {structures[1]}, needed is {structures[0]}"
     raise ValueError(
-        "StatefulTrainer.step: the optimizer state does not fit the trained parameters. "
-        f"Parameters without state: {sorted(map(str, labels - found))[:5]}; state without "
-        f"parameters: {sorted(map(str, found - labels))[:5]}. Build the trainer anew after the "
-        "model, the choice of trained parameters or the optimizer has changed."
+        "StatefulTrainer.step: the optimizer state does not fit the trained parameters: "
+        f"{told}{more}. Build the trainer anew after the model, the choice of "
+        "trained parameters or the optimizer has changed."
     )
+
+
+def _state_entries(opt_state: Any) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes in an optimizer state by place, for what belongs to a parameter by its label."""
+    entries: dict[str, list[tuple[int, ...]]] = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(
+        opt_state, is_leaf=lambda node: isinstance(node, ParameterValue)
+    ):
+        name = jax.tree_util.keystr(path)
+        if isinstance(node, ParameterValue):
+            # The position in its tuple says less than the label, and changes with the model.
+            name = f"{jax.tree_util.keystr(path[:-1])} of {node.label!r}"
+        entries[name] = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(node)]
+    return entries
 
 
 def packed_values(parameters: Sequence[Parameter[Any]]) -> Packed:

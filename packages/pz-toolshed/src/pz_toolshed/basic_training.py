@@ -250,8 +250,14 @@ class StatefulTrainer(Struct):
           The trainer.
 
         Raises:
+          TypeError: If the optimizer is no optax optimizer.
           ValueError: If the model has a variable of an unknown class.
         """
+        if not (hasattr(optimizer_def, "init") and hasattr(optimizer_def, "update")):
+            raise TypeError(
+                "StatefulTrainer.build: optimizer_def must be an optax optimizer, which has init and "
+                f"update, got a {type(optimizer_def).__name__}. Give e.g. optax.adam(1e-3), called."
+            )
         is_trainable = _is_marked_trainable if is_trainable is None else is_trainable
         parts = take_apart(model, is_trainable)
         opt_state = optimizer_def.init(tuple(p.freeze() for p in parts.trainable))
@@ -285,7 +291,7 @@ class StatefulTrainer(Struct):
 
         Raises:
           TypeError: If an argument is called `model`, `state` or `rng`, or holds a string or other
-            non-array; if the loss is no scalar array.
+            non-array; if the loss function does not return three results, a scalar array first.
           ValueError: If the optimizer's state is not that of the trained parameters.
           NonFiniteLossError: If the loss is not finite; nothing has changed then.
         """
@@ -360,6 +366,10 @@ class StatefulTrainer(Struct):
         frozen, constants, *rest = constant
         values = parameter_values((*plan.trainable, *plan.frozen), (*trainable.tree(), *frozen))
         labels, what = nonfinite_labels(values), "parameters that are not finite"
+        repair = (
+            "They were so before this step: go back to an earlier checkpoint, and lower the learning "
+            "rate or clip the gradients"
+        )
         if not labels:
             found = gradients(
                 trainable,
@@ -372,13 +382,13 @@ class StatefulTrainer(Struct):
                 plan=plan,
             )
             labels, what = nonfinite_labels(found), "gradients that are not finite"
+            repair = "Lower the learning rate, clip the gradients, look at this batch"
         shown = ", ".join(map(repr, labels[:5])) or "none"
         step = int(internal[0])
         return NonFiniteLossError(
             f"StatefulTrainer.step: the loss of step {step} is {float(loss)}; {what}: {shown}"
-            f"{f' and {len(labels) - 5} more' if len(labels) > 5 else ''}. Nothing was changed. "
-            "Lower the learning rate, clip the gradients, look at this batch, or build the "
-            "trainer with stop_if_not_finite=False.",
+            f"{f' and {len(labels) - 5} more' if len(labels) > 5 else ''}. This step changed "
+            f"nothing. {repair}, or build the trainer with stop_if_not_finite=False.",
             step,
             float(loss),
             labels,
