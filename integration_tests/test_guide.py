@@ -2,7 +2,8 @@
 
 Names, headings and calls are the guide's; placeholders are filled in with small things, and what a
 call returns is checked. Where JAX itself moved on, so do we: `jax.jvp(f, p, t)` in place of
-`jax.jvp(f)(p, t)`, `NamedSharding` in place of `PositionalSharding`.
+`jax.jvp(f)(p, t)` (and as the tangent of a tree that holds no numbers the tree itself, where the
+guide has None), `NamedSharding` in place of `PositionalSharding`.
 """
 
 import dataclasses
@@ -339,13 +340,15 @@ def test_loading_gemma_1_2_and_3(kaggle):
 def test_loading_gemma_in_shards():
     import kagglehub
     import orbax.checkpoint
+    from jax.experimental import mesh_utils
 
     ckpt_path = os.path.join(kagglehub.model_download("google/gemma/Flax/7b"), "7b")
     checkpointer = orbax.checkpoint.PyTreeCheckpointer()
     metadata = checkpointer.metadata(ckpt_path)
 
     n_devices = jax.local_device_count()
-    mesh = jax.make_mesh((n_devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding_devices = mesh_utils.create_device_mesh((n_devices,))
+    mesh = jax.sharding.Mesh(sharding_devices, ("devices",))
     restore_args = jax.tree_util.tree_map(
         lambda m: orbax.checkpoint.ArrayRestoreArgs(
             restore_type=jax.Array,
@@ -454,8 +457,8 @@ def test_taking_gradients_with_respect_to_model_parameters():
     # "Build your input perturbations somehow": all ones.
     perturbations = jax.tree_util.tree_map(jnp.ones_like, frozen_params)
     loss, tangent = jax.jvp(
-        lambda params: my_loss(params, unbound_model), (frozen_params,), (perturbations,)
-    )
+        my_loss, (frozen_params, unbound_model), (perturbations, unbound_model)
+    )  # fmt: skip
     expected = sum(jnp.sum(leaf) for leaf in jax.tree_util.tree_leaves(grads))
     np.testing.assert_allclose(tangent, expected, rtol=1e-4)
     np.testing.assert_allclose(loss, jnp.sum(y**2), rtol=1e-5)
