@@ -113,7 +113,6 @@ def _token_loss(
 ) -> TokenLoss:
     now, after = {seq_axis: slice(None, -1)}, {seq_axis: slice(1, None)}
     targets = tokens[after]
-    losses = nmap(_cross_entropy)(logits[now].untag(vocabulary_axis), targets)
     weights = nmap(jnp.ones_like)(targets).astype(jnp.float32)
     if pad_id is not None:
         weights = weights * (targets != pad_id)
@@ -122,15 +121,16 @@ def _token_loss(
         weights = weights * same * (segment_ids[after] != 0)
     if loss_mask is not None:
         weights = weights * loss_mask[after].astype(jnp.float32)
-    weights = weights.broadcast_like(losses)
-    # A masked position may hold infinities; 0 * inf would be NaN.
-    counted = nmap(lambda loss, weight: jnp.where(weight > 0, loss * weight, 0.0))(losses, weights)
-    return TokenLoss(_sum_all(counted), _sum_all(weights))
+    losses = nmap(_weighted_cross_entropy)(logits[now].untag(vocabulary_axis), targets, weights)
+    return TokenLoss(_sum_all(losses), _sum_all(weights.broadcast_like(losses)))
 
 
-def _cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    logits = logits.astype(jnp.float32)
-    return jax.nn.logsumexp(logits) - logits[target]
+def _weighted_cross_entropy(logits: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    # What does not count may be infinite or NaN: 0 * inf would be NaN, in the loss and, were the
+    # logits not replaced, in its gradient.
+    logits = jnp.where(weight > 0, logits.astype(jnp.float32), 0.0)
+    loss = jax.nn.logsumexp(logits) - logits[target]
+    return jnp.where(weight > 0, loss * weight, 0.0)
 
 
 def _sum_all(array: NamedArrayBase) -> jax.Array:
