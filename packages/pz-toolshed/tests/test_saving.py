@@ -167,8 +167,15 @@ def test_steps_retention_and_resume(tmp_path):
         save(run, model, step=3)
     with pytest.raises(ValueError, match="keep must be at least 1"):
         save(run, model, keep=0)
+    with pytest.raises(ValueError, match=r"no backend 'orbx'.*safetensors, orbax"):
+        save(run, model, backend="orbx")
+    with pytest.raises(ValueError, match=r"no array in this Sequential.*bind_variables"):
+        save(run, unbind_params(model)[0])
+    assert saved_steps(run) == [5, 6, 7]
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4.*\[5, 6, 7\]"):
         load(run, model, step=4)
+    with pytest.raises(FileNotFoundError, match=r"step 4 was asked for, but .*07\.safetensors"):
+        load(run / "step_0000000007.safetensors", model, step=4)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
         load(tmp_path / "nowhere", model)
 
@@ -323,7 +330,10 @@ def test_two_arrays_with_one_name_are_refused(tmp_path):
         save(tmp_path, twice)
 
 
-@pytest.mark.parametrize("damage", ["short", "header", "length", "empty", "foreign", "version"])
+DAMAGES = ["short", "header", "length", "empty", "entries", "list", "tensor", "foreign", "version"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_named(tmp_path, damage):
     model = tm.mlp([2, 2])
     path = save(tmp_path, model)
@@ -334,6 +344,11 @@ def test_damaged_files_are_named(tmp_path, damage):
             "header": data[:8] + b"x" * 20 + data[28:],
             "length": b"\xff" * 8 + data[8:],
             "empty": b"",
+            "entries": data.replace(b'"entries"', b'"entriez"'),
+            "list": data.replace(b'"entries":"{', b'"entries":"['),
+            "tensor": data.replace(
+                b'"mlp/Affine_0/AddBias.bias":{', b'"mlp/Affine_0/AddBias.biaz":{'
+            ),
             "foreign": data.replace(b"pz_toolshed.saving", b"something.else.xyz"),
             "version": data.replace(b'"version":"1"', b'"version":"9"'),
         }[damage]

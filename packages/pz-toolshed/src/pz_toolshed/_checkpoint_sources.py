@@ -185,6 +185,11 @@ class Source:
 def opened(path: pathlib.Path, step: int | None) -> Iterator[Source]:
     """Opens a file, or a step of a folder (None: the last), of either kind."""
     if path.is_file():
+        if step is not None and path.name != file_name(step):
+            raise FileNotFoundError(
+                f"load: step {step} was asked for, but {path} is another file. Give the folder, or "
+                "the file without a step."
+            )
         yield _file_source(path)
         return
     steps = steps_of(path)
@@ -211,7 +216,21 @@ def opened(path: pathlib.Path, step: int | None) -> Iterator[Source]:
 def _file_source(path: pathlib.Path) -> Source:
     file = read_header(path)
     _check_format(path, file.metadata.get("format"), file.metadata.get("version"))
-    return Source(path, json.loads(file.metadata["entries"]), lambda _: file.read)
+    try:
+        entries = json.loads(file.metadata["entries"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(path, f"its list of entries cannot be read ({error})") from error
+    for name, entry in entries.items():
+        stored = file.tensors.get(name)
+        if stored is None or list(stored.shape) != entry.get("stored_shape"):
+            raise _damaged(path, f"its list of entries and its tensors disagree about {name!r}")
+    return Source(path, entries, lambda _: file.read)
+
+
+def _damaged(where: pathlib.Path, how: str) -> CheckpointFormatError:
+    return CheckpointFormatError(
+        f"{where} is damaged: {how}. Load another step, or copy the file again."
+    )
 
 
 def _orbax_reader(

@@ -23,7 +23,7 @@ import json
 import os
 import pathlib
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pz_toolshed import _orbax_backend
 from pz_toolshed._checkpoint_entries import map_entries
@@ -88,10 +88,14 @@ def save(
       The file or folder.
 
     Raises:
-      ValueError: If two different arrays would have one name, or the step is below a saved one
-        (for orbax: or equal to it).
+      ValueError: If there is no array to save, two different arrays would have one name, or the step
+        is below a saved one (for orbax: or equal to it).
       CheckpointWriteError: If the system refuses to write; earlier checkpoints are unharmed.
     """
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"save: there is no backend {backend!r}. Give one of {', '.join(get_args(Backend))}."
+        )
     if backend == "orbax":
         return save_in_background(directory, tree, step=step, keep=keep).wait()
     folder = pathlib.Path(directory)
@@ -298,4 +302,9 @@ def _collect(tree: Any) -> dict[str, Any]:
         return array
 
     map_entries(tree, collect)
+    if not entries:
+        raise ValueError(
+            f"save: there is no array in this {type(tree).__name__} to save. Save the model with its "
+            "parameters in it, not one whose slots are empty; bind_variables puts them back."
+        )
     return entries
