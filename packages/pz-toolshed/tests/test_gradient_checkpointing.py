@@ -73,6 +73,23 @@ def test_one_remat_per_wrapped_call():
     assert text.count("checkpoint[") + text.count("remat2[") + text.count("remat[") == 2
 
 
+@pytest.mark.parametrize("policy, products", [(None, 1), (POLICY, 0)])
+def test_the_policy_says_what_is_computed_again_also_in_a_stack_under_jit(policy, products):
+    def products_in_gradient(model):
+        slots, params = unbind_params(model, freeze=True)
+        x = tm.random_input(embedding=4)
+
+        def loss(p):
+            return (Jitted(bind_variables(slots, p))(x) ** 2).unwrap("embedding").sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+    stacked = tm.stack(3)
+    wrapped = select(stacked).at_instances_of(Residual).apply(lambda x: Checkpointed(x, policy))
+    # Of the two products of a block, nobody needs the value of the second.
+    assert products_in_gradient(wrapped) - products_in_gradient(stacked) == products
+
+
 @pytest.mark.smoke
 def test_policy_is_structure_not_a_leaf():
     wrapped = Checkpointed(tm.block(tm.key(0)), POLICY)

@@ -198,15 +198,22 @@ def test_equal_points_give_the_target_and_state_advances_once():
     assert (int(counter.count.value), int(stream.offset.value)) == (1, 1)
 
 
-def test_linearising_a_norm_inside_a_stack_under_jit():
-    stacked = tm.stack(2)
-    x = tm.random_input(embedding=4)
-    wrapped = (
-        select(stacked)
-        .at_instances_of(RMSLayerNorm)
-        .apply(lambda norm: LinearizeAndAdjust(Identity(), Identity(), norm))
-    )
-    tm.assert_trees_close(Jitted(wrapped)(x), stacked(x), atol=1e-5)
+@pytest.mark.parametrize("jit", [False, True])
+def test_linearising_a_norm_inside_a_stack_equals_doing_so_in_the_unstacked_blocks(jit):
+    def linearised(tree):
+        return (
+            select(tree)
+            .at_instances_of(RMSLayerNorm)
+            .apply(lambda norm: LinearizeAndAdjust(Elementwise(jnp.sin), Identity(), norm))
+        )
+
+    stacked = tm.stack(3)
+    x = want = tm.random_input(embedding=4)
+    for block in tm.unstacked(stacked):
+        want = linearised(block)(want)
+    wrapped = linearised(stacked)
+    tm.assert_trees_close((Jitted(wrapped) if jit else wrapped)(x), want, atol=1e-5)
+    assert not np.allclose(want.unwrap("embedding"), stacked(x).unwrap("embedding"), atol=1e-2)
 
 
 def test_linearising_errors():

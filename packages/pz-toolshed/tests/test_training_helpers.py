@@ -108,8 +108,9 @@ def test_masked_infinities_do_not_matter():
     finite = jnp.array([[1.0, 2], [3, 0], [0, 0]])
     want = jax.value_and_grad(loss)(finite)
     for odd in (jnp.inf, jnp.nan):
-        got = jax.value_and_grad(loss)(finite.at[1, 0].set(odd))
-        tm.assert_trees_close(got, want, atol=0)
+        for position in (1, 2):  # masked; the last, which has no target
+            got = jax.value_and_grad(loss)(finite.at[position, 0].set(odd))
+            tm.assert_trees_close(got, want, atol=0)
     half = losses.next_token_loss(
         wrap(jnp.ones((3, 2), jnp.bfloat16)).tag("seq", "vocabulary"), tokens
     )
@@ -196,6 +197,40 @@ def test_optimizer_schedule_clipping_and_decay():
         optimizers.adamw_with_warmup(
             peak_learning_rate=1, total_steps=2, warmup_steps=3, accumulate=0
         )
+
+
+@pytest.mark.parametrize("clip_norm, length", [(0.5, 0.5), (None, 5.0)])
+def test_gradients_are_clipped_by_their_norm_over_all_parameters(clip_norm, length):
+    optimizer = optimizers.adamw_with_warmup(
+        peak_learning_rate=1.0, total_steps=10, b1=0.0, clip_norm=clip_norm
+    )
+    gradients = (jnp.array([3.0, 0.0]), jnp.array([0.0, 4.0]))  # of length 5 together
+    params = tuple(
+        ParameterValue(label=label, value=jnp.zeros(2), metadata={}) for label in ("a", "b")
+    )
+    gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    (adam,) = [s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s)]
+    want = jax.tree.map(
+        lambda g: g * length / 5, gradients
+    )  # without b1 the moment is the gradient
+    tm.assert_trees_close(adam.mu, want)
+
+
+def is_adam(state):
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def test_the_learning_rate_rises_and_falls_as_a_cosine():
+    optimizer = optimizers.adamw_with_warmup(
+        peak_learning_rate=2.0, total_steps=4, warmup_steps=2, final_fraction=0.5, weight_decay=1.0
+    )
+    params = (ParameterValue(label="a.weights", value=jnp.ones(1), metadata={}),)
+    zero, state, rates = jax.tree.map(jnp.zeros_like, params), optimizer.init(params), []
+    for _ in range(6):  # with gradients of 0 only the decay is left, times the learning rate
+        updates, state = optimizer.update(zero, state, params)
+        rates.append(-float(updates[0].value[0]))
+    np.testing.assert_allclose(rates, [0, 1, 2, 1.5, 1, 1], atol=1e-6)
 
 
 def test_mixed_precision_computes_small_and_keeps_float32_weights():
@@ -289,6 +324,12 @@ def test_evaluate_weights_batches_by_their_counts():
         assert evaluate(None, metrics, batches, jit=jit) == {"mean": 0.25}
     with pytest.raises(ValueError, match="there was no batch"):
         evaluate(None, metrics, [])
+    with pytest.raises(TypeError, match=r"'mean' must be a pair \(sum, count\), got a ArrayImpl"):
+        evaluate(None, lambda model, x: {"mean": x.mean()}, batches)
+    with pytest.raises(ValueError, match=r"nothing was counted for \['mean'\]"):
+        evaluate(None, lambda model, x: {"mean": (x.sum(), 0)}, batches)
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        every(0, print)
 
 
 def test_early_stopping_counts_failures_in_a_row():

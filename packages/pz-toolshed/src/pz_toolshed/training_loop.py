@@ -129,7 +129,12 @@ def every(steps: int, callback: Callback) -> Callback:
 
     Returns:
       The callback for `fit`.
+
+    Raises:
+      ValueError: If `steps` is below 1.
     """
+    if steps < 1:
+        raise ValueError(f"every: steps must be at least 1, got {steps}.")
     return lambda event: callback(event) if event.step % steps == 0 else None
 
 
@@ -193,18 +198,31 @@ def evaluate(
       For each metric, the sum of its sums over the sum of its counts.
 
     Raises:
-      ValueError: If there is no batch.
+      TypeError: If a metric is no pair of a sum and a count.
+      ValueError: If there is no batch, or nothing is counted.
     """
     function = _compiled_metrics if jit else _call_metrics
     totals: dict[str, tuple[Any, Any]] = {}
     for batch in batches:
-        for name, (total, count) in function(metrics, model, dict(batch)).items():
+        for name, pair in function(metrics, model, dict(batch)).items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise TypeError(
+                    f"evaluate: the metric {name!r} must be a pair (sum, count), got a "
+                    f"{type(pair).__name__}. Return e.g. (losses.sum(), losses.size)."
+                )
+            total, count = pair
             before = totals.get(name, (0.0, 0.0))
             totals[name] = (before[0] + total, before[1] + count)
     if not totals:
         raise ValueError(
             "evaluate: there was no batch, so there is nothing to average. An iterator that was "
             "used up gives nothing more; make a new one for each evaluation."
+        )
+    nothing = [name for name, (_, count) in totals.items() if not float(count)]
+    if nothing:
+        raise ValueError(
+            f"evaluate: nothing was counted for {nothing}, so there is no average. Look at the masks "
+            "of these batches, or leave the metric out."
         )
     return {name: float(total) / float(count) for name, (total, count) in totals.items()}
 
