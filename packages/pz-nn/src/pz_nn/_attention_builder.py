@@ -98,11 +98,12 @@ def build_parts(
         return parts[0] if len(parts) == 1 else Sequential(parts)
 
     group = {axis: f"group_{axis}" for axis in common}
-    query = {**group, **{axis: f"query_{axis}" for axis in query_only}}
+    alone = {axis: f"query_{axis}" for axis in query_only}
     feature = {"projection": "feature"}
-    weights = {**query, config.seq_axis: "token", config.kv_seq_axis: "key"}
+    # The order in which XLA makes the products, so that none is transposed: paired axes come first.
+    weights = {**group, config.seq_axis: "token", **alone, config.kv_seq_axis: "key"}
     keys = {config.seq_axis: "key", **group, **feature}
-    queries = {config.seq_axis: "token", **query, **feature}
+    queries = {config.seq_axis: "token", **group, **alone, **feature}
     to_attn: list[Any] = [NamedEinsum((queries, keys), weights)]
     if config.logit_soft_cap is not None:
         to_attn.append(TanhSoftCap(config.logit_soft_cap))

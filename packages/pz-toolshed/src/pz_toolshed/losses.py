@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pz_named import named_axes as nx
 from pz_named.named_axes import NamedArrayBase, nmap
 
 __all__ = ["TokenLoss", "next_token_loss"]
@@ -111,26 +112,34 @@ def _token_loss(
     seq_axis: Hashable,
     vocabulary_axis: Hashable,
 ) -> TokenLoss:
-    now, after = {seq_axis: slice(None, -1)}, {seq_axis: slice(1, None)}
-    targets = tokens[after]
-    weights = nmap(jnp.ones_like)(targets).astype(jnp.float32)
+    # Targets are moved rather than logits cut off: a cut would copy the largest array of a training
+    # step, forwards and backwards.
+    targets = _moved_forward(tokens, seq_axis)
+    has_target = (
+        nx.arange(seq_axis, tokens.named_shape[seq_axis]) < tokens.named_shape[seq_axis] - 1
+    )
+    weights = has_target.astype(jnp.float32).broadcast_like(targets)
     if pad_id is not None:
         weights = weights * (targets != pad_id)
     if segment_ids is not None:
-        same = segment_ids[now] == segment_ids[after]
-        weights = weights * same * (segment_ids[after] != 0)
+        next_ids = _moved_forward(segment_ids, seq_axis)
+        weights = weights * (segment_ids == next_ids) * (next_ids != 0)
     if loss_mask is not None:
-        weights = weights * loss_mask[after].astype(jnp.float32)
-    losses = nmap(_weighted_cross_entropy)(logits[now].untag(vocabulary_axis), targets, weights)
+        weights = weights * _moved_forward(loss_mask, seq_axis).astype(jnp.float32)
+    losses = nmap(_cross_entropy)(logits.untag(vocabulary_axis), targets, weights)
     return TokenLoss(_sum_all(losses), _sum_all(weights.broadcast_like(losses)))
 
 
-def _weighted_cross_entropy(logits: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
-    # What does not count may be infinite or NaN: 0 * inf would be NaN, in the loss and, were the
-    # logits not replaced, in its gradient.
-    logits = jnp.where(weight > 0, logits.astype(jnp.float32), 0.0)
-    loss = jax.nn.logsumexp(logits) - logits[target]
-    return jnp.where(weight > 0, loss * weight, 0.0)
+def _moved_forward(array: NamedArrayBase, axis: Hashable) -> NamedArrayBase:
+    """At each position the entry of the next one; at the last position the first entry."""
+    moved: NamedArrayBase = nmap(lambda row: jnp.roll(row, -1))(array.untag(axis)).tag(axis)
+    return moved
+
+
+def _cross_entropy(logits: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    # What does not count may hold infinities; 0 * inf would be NaN, in the gradient as well.
+    logits = jnp.where(weight > 0, logits, 0).astype(jnp.float32)
+    return (jax.nn.logsumexp(logits) - logits[target]) * weight
 
 
 def _sum_all(array: NamedArrayBase) -> jax.Array:

@@ -182,7 +182,7 @@ def build_gpt_neox_attention(
     rope = [rotary] if config.rope_subset_size else []
     query = {"seq": "tq", "heads": "h", "projection": "p"}
     key = {"seq": "tkv", "heads": "h", "projection": "p"}
-    logits = {"seq": "tq", "heads": "h", "kv_seq": "tkv"}
+    logits = {"heads": "h", "seq": "tq", "kv_seq": "tkv"}  # the order of XLA's products
     scale = ConstantRescale(_query_scale(config, block_index))
     return Attention(
         input_to_query=Sequential([affine("query", stream, heads), *rope, scale]),

@@ -288,7 +288,8 @@ def build_llamalike_attention(
     cap, growth = config.attn_logits_soft_cap, config.query_position_scaling
     heads = {axis: axis for axis in (*common, *query_only)}
     shared = {axis: axis for axis in common}
-    logits = {"seq": "tq", **heads, "kv_seq": "tkv"}
+    # The order in which XLA makes the products, so that none is transposed: paired axes come first.
+    logits = {**shared, "seq": "tq", **{axis: axis for axis in query_only}, "kv_seq": "tkv"}
     dtype = config.activation_dtype
     return Attention(
         input_to_query=Sequential(
