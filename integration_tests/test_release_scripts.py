@@ -76,6 +76,13 @@ def test_the_list_notices_a_changed_signature(monkeypatch):
     assert "surprise" not in before
 
 
+def test_names_from_private_modules_are_listed_with_their_signatures():
+    text = _script("public_api").listing("pz_core")
+    assert "pz_core.variables.variable_jit(" in text
+    assert "pz_core.Selection is pz_core.selectors.Selection" in text
+    assert not re.search(r" is \S*\._", text)
+
+
 def test_a_dead_link_in_a_description_is_noticed():
     text = (
         '[a](https://a.org) ![b](b.png) [c](../c) `[d](d)` <img src="e.png">\n'

@@ -17,6 +17,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -93,7 +94,8 @@ def listing(import_name: str) -> str:
         for name in getattr(module, "__all__", ()):
             obj = getattr(module, name)
             home = getattr(obj, "__module__", module.__name__)
-            if isinstance(home, str) and home != module.__name__ and home.startswith("pz_"):
+            # What lives in a private module has no other entry that would hold its signature.
+            if home != module.__name__ and re.fullmatch(r"pz_\w+(\.[a-z]\w*)*", str(home)):
                 lines.append(
                     f"{module.__name__}.{name} is {home}.{getattr(obj, '__qualname__', name)}"
                 )
