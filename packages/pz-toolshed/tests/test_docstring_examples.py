@@ -29,7 +29,11 @@ SOURCES = pathlib.Path(pz_toolshed.__file__).parent
 MODULES = sorted(path.stem for path in SOURCES.glob("[!_]*.py"))
 PROSE = "(prose)"
 # Formulas, whose terms are words; everything else has to be Python.
-FORMULAS = {"basic_training": "trainable values = optax", "lora": "y = x W + (alpha / rank)"}
+FORMULAS = {
+    "basic_training": "trainable values = optax",
+    "lora": "y = x W + (alpha / rank)",
+    "dora": "y = m * x (W",
+}
 EXTRAS = {"unflaxify": "flax.linen", "nnx_modules": "flax.nnx", "equinox_modules": "equinox"}
 TRAINING = (
     "basic_training",

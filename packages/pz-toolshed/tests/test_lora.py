@@ -32,23 +32,6 @@ def adapted_mlp(sizes=(2, 3, 4, 2), **options):
     return loraify_linears_in_selection(select(frozen), init_base_rng=tm.key(1), **options)
 
 
-def with_random_updates(model, seed=7):
-    """Sets every trainable parameter, so that the corrections are not zero."""
-    slots, params = unbind_params(model)
-    new = [
-        Parameter(
-            label=p.label,
-            value=jax.tree.map(
-                lambda x, i=i: jax.random.normal(tm.key(seed + i), x.shape, x.dtype), p.value
-            ),
-        )
-        for i, p in enumerate(params)
-    ]
-    from pz_core.variables import bind_variables
-
-    return bind_variables(slots, new)
-
-
 @pytest.mark.smoke
 def test_reference_values():
     (a,) = [p for p in unbind_params(adapted_mlp((2, 3)))[1] if p.label.endswith("LoRA_A.weights")]
@@ -114,7 +97,7 @@ def test_parallel_axes_and_layers_in_place():
 
 def test_in_a_stack_adapters_are_stacked_and_equal_the_unstacked_ones():
     stacked = freeze_params(tm.stack(3))
-    adapted = with_random_updates(
+    adapted = tm.with_random_parameters(
         loraify_linears_in_selection(select(stacked), rank=2, init_base_rng=tm.key(1))
     )
     labels = [p.label for p in unbind_params(adapted)[1]]
@@ -133,7 +116,7 @@ def test_in_a_stack_adapters_are_stacked_and_equal_the_unstacked_ones():
 @pytest.mark.parametrize("alpha", [None, 8.0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_merge_and_unmerge(alpha, dtype):
-    model = with_random_updates(adapted_mlp(alpha=alpha, dtype=dtype))
+    model = tm.with_random_parameters(adapted_mlp(alpha=alpha, dtype=dtype))
     x = tm.random_input(batch=3, features=2)
     merged = merge_adapters(model)
     assert select(merged).at_instances_of(LowRankAdapter).is_empty()
@@ -148,7 +131,7 @@ def test_merge_and_unmerge(alpha, dtype):
 
 
 def test_merging_in_a_stack():
-    model = with_random_updates(
+    model = tm.with_random_parameters(
         loraify_linears_in_selection(
             select(freeze_params(tm.stack(2))), rank=2, init_base_rng=tm.key(1)
         )
@@ -160,13 +143,13 @@ def test_merging_in_a_stack():
 def test_alpha_scales_the_correction_by_alpha_over_rank():
     x = tm.random_input(features=2)
     base = tm.mlp([2, 3])(x)
-    plain = with_random_updates(adapted_mlp((2, 3)))(x) - base
-    scaled = with_random_updates(adapted_mlp((2, 3), alpha=6.0))(x) - base
+    plain = tm.with_random_parameters(adapted_mlp((2, 3)))(x) - base
+    scaled = tm.with_random_parameters(adapted_mlp((2, 3), alpha=6.0))(x) - base
     tm.assert_trees_close(scaled, plain * 3.0, atol=1e-5)
 
 
 def test_dropout_draws_from_the_random_stream():
-    model = with_random_updates(adapted_mlp((2, 3), dropout=0.5))
+    model = tm.with_random_parameters(adapted_mlp((2, 3), dropout=0.5))
     stream = tm.stream()
     x = tm.random_input(batch=16, features=2)
     one, two = (model(x, random_stream=stream) for _ in range(2))

@@ -7,13 +7,16 @@ import pytest
 import toolshed_models as tm
 
 from pz_core.selectors import select
+from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, bind_variables, freeze_params, unbind_params
-from pz_named.named_axes import wrap
+from pz_named.named_axes import NamedArray, wrap
+from pz_nn.dropout import StochasticDropout
+from pz_nn.layer import Layer
 from pz_nn.layer_stack import LayerStack
 from pz_nn.linear_and_affine import Linear
 from pz_toolshed._safetensors_file import read_header
 from pz_toolshed.checkpoint_errors import CheckpointFormatError
-from pz_toolshed.lora import LowRankAdapter, loraify_linears_in_selection
+from pz_toolshed.lora import LowRankAdapter, loraify_linears_in_selection, merge_adapters
 from pz_toolshed.peft_format import (
     AdapterFormatError,
     llama_module_name,
@@ -39,22 +42,18 @@ def block_linears(name, init_base_rng):
     ]
 
 
+def stacked():
+    return LayerStack.from_sublayer_builder(
+        lambda init_base_rng: block_linears("net/blocks", init_base_rng), "blocks", 2, tm.key(), {}
+    )
+
+
 def adapted(model, **options):
     options = {"rank": 3, "naming": "weight", **options}
     model = loraify_linears_in_selection(
         select(freeze_params(model)), init_base_rng=tm.key(5), **options
     )
-    slots, params = unbind_params(model)
-    return bind_variables(
-        slots,
-        [
-            Parameter(
-                label=p.label,
-                value=jax.tree.map(lambda x, i=i: jax.random.normal(tm.key(i), x.shape), p.value),
-            )
-            for i, p in enumerate(params)
-        ],
-    )
+    return tm.with_random_parameters(model, seed=0)
 
 
 def outputs(layers):
@@ -65,6 +64,13 @@ def outputs(layers):
             layers, [("embedding", WIDTH), ("neurons", HIDDEN)] * (len(layers) // 2), strict=True
         )
     ]
+
+
+def assert_same_tensors(*folders):
+    one, two = (read_header(folder / "adapter_model.safetensors") for folder in folders)
+    assert set(one.tensors) == set(two.tensors)
+    for name in one.tensors:
+        np.testing.assert_array_equal(one.read(name), two.read(name))
 
 
 @pytest.mark.smoke
@@ -80,6 +86,36 @@ def test_round_trip(tmp_path, alpha):
     assert config["target_modules"][0] == "model.layers.0.mlp.down_proj"
 
 
+def test_round_trip_of_dora_stacked_and_not(tmp_path):
+    model = adapted(linears(), alpha=6.0, use_dora=True)
+    save_adapters(tmp_path / "one", model)
+    assert json.loads((tmp_path / "one" / "adapter_config.json").read_text())["use_dora"] is True
+    loaded = load_adapters(tmp_path / "one", freeze_params(linears()))
+    tm.assert_trees_close(outputs(loaded), outputs(model), atol=1e-5)
+    assert [p.label for p in unbind_params(loaded)[1]] == [p.label for p in unbind_params(model)[1]]
+
+    in_stack = load_adapters(tmp_path / "one", freeze_params(stacked()))
+    assert len(unbind_params(in_stack)[1]) == 6
+    save_adapters(tmp_path / "two", in_stack)
+    assert_same_tensors(tmp_path / "one", tmp_path / "two")
+
+
+def test_dora_and_plain_adapters_are_told_apart(tmp_path):
+    plain, dora = adapted(linears()), adapted(linears(), use_dora=True)
+    with pytest.raises(ValueError, match=r"2 of 4 adapters are DoRA adapters.*Save the parts"):
+        save_adapters(tmp_path, [*plain[:2], *dora[2:]])
+    for folder, model, other in (("plain", plain, dora), ("dora", dora, plain)):
+        save_adapters(tmp_path / folder, model[:2])  # the repair
+        with pytest.raises(ValueError, match="has adapters already"):
+            load_adapters(tmp_path / folder, other)
+        load_adapters(tmp_path / folder, linears())
+    (tmp_path / "dora/adapter_config.json").write_bytes(
+        (tmp_path / "plain/adapter_config.json").read_bytes()
+    )
+    with pytest.raises(AdapterFormatError, match=r"has a lora_magnitude_vector.*use_dora=False"):
+        load_adapters(tmp_path / "dora", linears())
+
+
 def test_ranks_and_dropout_may_differ_and_stacked_equals_unstacked(tmp_path):
     ranked = adapted(
         linears(),
@@ -90,15 +126,6 @@ def test_ranks_and_dropout_may_differ_and_stacked_equals_unstacked(tmp_path):
     save_adapters(tmp_path / "ranked", ranked)
     loaded = load_adapters(tmp_path / "ranked", linears())
     tm.assert_trees_close(outputs(loaded), outputs(ranked), atol=1e-5)
-
-    def stacked():
-        return LayerStack.from_sublayer_builder(
-            lambda init_base_rng: block_linears("net/blocks", init_base_rng),
-            "blocks",
-            2,
-            tm.key(),
-            {},
-        )
 
     save_adapters(tmp_path / "whole", adapted(linears()))
     in_stack = load_adapters(tmp_path / "whole", freeze_params(stacked()))
@@ -111,13 +138,7 @@ def test_ranks_and_dropout_may_differ_and_stacked_equals_unstacked(tmp_path):
                 parameter.value[{"blocks": block}], want[block * 4 + i].value, atol=0
             )
     save_adapters(tmp_path / "again", in_stack)
-    one, two = (
-        read_header(tmp_path / folder / "adapter_model.safetensors")
-        for folder in ("whole", "again")
-    )
-    assert set(one.tensors) == set(two.tensors)
-    for name in one.tensors:
-        np.testing.assert_array_equal(one.read(name), two.read(name))
+    assert_same_tensors(tmp_path / "whole", tmp_path / "again")
 
 
 def test_module_names():
@@ -160,7 +181,8 @@ def test_errors(tmp_path):
     config = json.loads(path.read_text())
     for change, rule in (
         ({"peft_type": "IA3"}, "only 'LORA'"),
-        ({"use_dora": True}, "use_dora=True"),
+        ({"use_dora": True}, "lacks lora_magnitude_vector"),
+        ({"bias": "all"}, "bias='all' is not supported"),
         ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
     ):
         path.write_text(json.dumps({**config, **change}))
@@ -181,7 +203,9 @@ def test_a_missing_matrix_is_named_and_damage_noticed(tmp_path):
     with pytest.raises(AdapterFormatError, match=r"'model.layers.0.self_attn.q_proj' lacks lora_B"):
         load_adapters(tmp_path, linears())
     numpy_format.save_file({**tensors, "base_model.model.head.weight": tensors[name]}, path)
-    with pytest.raises(AdapterFormatError, match=r"'base_model.model.head.weight' is no LoRA"):
+    with pytest.raises(
+        AdapterFormatError, match=r"'base_model.model.head.weight' is no part of a LoRA"
+    ):
         load_adapters(tmp_path, linears())
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointFormatError, match="is damaged"):
@@ -192,11 +216,8 @@ def test_a_missing_matrix_is_named_and_damage_noticed(tmp_path):
 
 def test_a_stack_needs_an_adapter_in_every_block(tmp_path):
     save_adapters(tmp_path, adapted(linears(1)))
-    stacked = LayerStack.from_sublayer_builder(
-        lambda init_base_rng: block_linears("net/blocks", init_base_rng), "blocks", 2, tm.key(), {}
-    )
     with pytest.raises(ValueError, match=r"all or none.*lacks \['model\.layers\.1\.self_attn"):
-        load_adapters(tmp_path, stacked)
+        load_adapters(tmp_path, stacked())
     assert select(load_adapters(tmp_path, linears(1))).at_instances_of(LowRankAdapter).count() == 2
 
 
@@ -222,8 +243,16 @@ def torch_outputs(torch, model):
     for layer in model.base_model.model.model.layers:
         for module, size in ((layer.self_attn.q_proj, WIDTH), (layer.mlp.down_proj, HIDDEN)):
             with torch.no_grad():
-                results.append(module(torch.linspace(-1, 1, size)).numpy())
+                results.append(module(torch.linspace(-1, 1, size)).numpy().reshape(-1))
     return results
+
+
+def change_magnitudes(torch, model):
+    """At first they are the norms by which they are divided, so any scale would do."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(torch.linspace(0.5, 2, len(parameter)))
 
 
 def our_linears(model):
@@ -255,6 +284,16 @@ def our_linears(model):
     return layers
 
 
+@pytree_dataclass
+class Mask(Layer):
+    """A dropout that always drops the same entries."""
+
+    factors: NamedArray
+
+    def __call__(self, value, /, **_side_inputs):
+        return value * self.factors
+
+
 def flat(layer_outputs):
     order = ("head_groups", "query_heads", "projection", "embedding")
     return [
@@ -267,8 +306,14 @@ def flat(layer_outputs):
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rank_pattern": {"q_proj": 1}, "alpha_pattern": {"down_proj": 7}}, {"use_rslora": True}],
-    ids=["plain", "patterns", "rslora"],
+    [
+        {},
+        {"rank_pattern": {"q_proj": 1}, "alpha_pattern": {"down_proj": 7}},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True},
+    ],
+    ids=["plain", "patterns", "rslora", "dora", "dora with rslora"],
 )
 def test_adapters_of_peft_are_read(tmp_path, options):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
@@ -282,6 +327,7 @@ def test_adapters_of_peft_are_read(tmp_path, options):
         **options,
     )
     theirs = peft.get_peft_model(base, config).eval()
+    change_magnitudes(torch, theirs)
     theirs.save_pretrained(tmp_path)
     want = torch_outputs(torch, theirs)
     for got, there in zip(flat(outputs(load_adapters(tmp_path, ours))), want, strict=True):
@@ -290,15 +336,69 @@ def test_adapters_of_peft_are_read(tmp_path, options):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_peft_reads_our_adapters(tmp_path):
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_peft_reads_our_adapters(tmp_path, use_dora):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     base = torch_llama()
     ours = adapted(
         our_linears(base),
         alpha=5.0,
         rank=lambda path, linear: 2 if "query_heads" in linear.out_axis_names else 3,
+        use_dora=use_dora,
     )
     save_adapters(tmp_path, ours)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     for got, there in zip(flat(outputs(ours)), torch_outputs(torch, theirs), strict=True):
         np.testing.assert_allclose(got, there, atol=1e-4)
+    theirs_merged = our_linears(theirs.merge_and_unload())
+    for got, there in zip(merge_adapters(ours), theirs_merged, strict=True):
+        tm.assert_trees_close(got.weights.value, there.weights.value, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_of_dora_are_those_of_peft(tmp_path, dropout):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    base = torch_llama()
+    ours = freeze_params(our_linears(base))
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        lora_dropout=dropout,
+        target_modules=["q_proj", "down_proj"],
+        init_lora_weights=False,
+        use_dora=True,
+    )
+    theirs = peft.get_peft_model(base, config).train()
+    change_magnitudes(torch, theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = load_adapters(tmp_path, ours)
+    assert select(ours).at_instances_of(StochasticDropout).count() == (4 if dropout else 0)
+
+    masks = [np.arange(size, dtype=np.float32) % 3 for size in (WIDTH, HIDDEN)]
+    their_sum = 0.0
+    for layer in theirs.base_model.model.model.layers:
+        for module, mask in zip((layer.self_attn.q_proj, layer.mlp.down_proj), masks, strict=True):
+            if dropout:
+                module.lora_dropout["default"].forward = torch.tensor(mask).mul
+            their_sum = their_sum + torch.sin(module(torch.linspace(-1, 1, len(mask)))).sum()
+    their_sum.backward()
+
+    for i, layer in enumerate(ours):
+        factors = wrap(jnp.asarray(masks[i % 2])).tag(*layer.pretrained.in_axis_names)
+        ours[i] = select(layer).at_instances_of(StochasticDropout).set(Mask(factors))
+    slots, values = unbind_params(ours, freeze=True)
+    our_sum, gradients = jax.value_and_grad(
+        lambda values: sum(
+            jnp.sin(y.data_array).sum() for y in outputs(bind_variables(slots, values))
+        )
+    )(values)
+    np.testing.assert_allclose(our_sum, their_sum.item(), atol=1e-5)
+    save_adapters(tmp_path / "gradients", bind_variables(slots, gradients))
+    file = read_header(tmp_path / "gradients" / "adapter_model.safetensors")
+    assert len(file.tensors) == 12
+    for name in file.tensors:
+        parameter = theirs.get_parameter(f"{name.removesuffix('.weight')}.default.weight")
+        assert parameter.grad.abs().max() > 1e-3
+        np.testing.assert_allclose(file.read(name), parameter.grad, atol=1e-5, err_msg=name)

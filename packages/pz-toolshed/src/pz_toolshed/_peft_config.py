@@ -14,9 +14,8 @@ from pz_toolshed.checkpoint_errors import AdapterFormatError
 
 __all__ = ["alpha_of", "config_of", "read_config"]
 
-# Options, and the only value of each that plain LoRA has.
+# Options, and the only value of each that is supported.
 _UNSUPPORTED: Mapping[str, Any] = {
-    "use_dora": False,
     "bias": "none",
     "modules_to_save": None,
     "fan_in_fan_out": False,
@@ -32,6 +31,7 @@ def config_of(
     alphas: dict[str, float],
     dropouts: dict[str, float],
     base_model: str | None,
+    use_dora: bool,
 ) -> dict[str, Any]:
     """What `adapter_config.json` says of the adapters.
 
@@ -40,6 +40,7 @@ def config_of(
       alphas: Its alpha.
       dropouts: Its dropout rate.
       base_model: Name or path of the base model.
+      use_dora: Whether they have magnitudes.
 
     Returns:
       The config, with the commonest rank and alpha as defaults and the others as patterns.
@@ -57,6 +58,7 @@ def config_of(
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "use_rslora": False,
+        "use_dora": use_dora,
         **_UNSUPPORTED,
     }
 

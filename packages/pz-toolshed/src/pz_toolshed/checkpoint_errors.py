@@ -42,9 +42,9 @@ class CheckpointFormatError(ValueError):
 
 
 class AdapterFormatError(ValueError):
-    """An adapter folder is damaged, or uses what is not supported here (DoRA, biases, ...).
+    """An adapter folder is damaged, or uses what is not supported here (biases, other methods, ...).
 
-        load_adapters("dora-adapters", model)    # error: use_dora=True
+        load_adapters("ia3-adapters", model)     # error: peft_type is 'IA3'
 
     Repair: merge such adapters with peft and load the merged weights.
     """

@@ -5,7 +5,8 @@ For a frozen weight `W` of shape in x out, the adapted layer computes
     y = x W + (alpha / rank) * dropout(x) A B
 
 with `A` (in x rank) drawn at random and `B` (rank x out) zero at first, so that the adapted model
-starts as the original one. Only `A` and `B` are trained.
+starts as the original one. Only `A` and `B` are trained. With `use_dora` the magnitude of each output
+feature's weights is trained too: see `dora`.
 
     from pz_toolshed import lora
 
@@ -33,13 +34,18 @@ from pz_core.selectors import Selection, select
 from pz_core.struct import pytree_dataclass
 from pz_core.tree_util import pretty_keystr
 from pz_core.variables import Parameter, ParameterValue
+from pz_named import named_axes as nx
 from pz_named.named_axes import NamedArrayBase
 from pz_nn.basic_ops import CastToDType
 from pz_nn.combinators import BranchAndAddTogether
 from pz_nn.dropout import StochasticDropout
 from pz_nn.grouping import NamedGroup, Sequential
 from pz_nn.layer import Layer
-from pz_nn.linear_and_affine import ConstantRescale, Linear, contract, zero_initializer
+from pz_nn.linear_and_affine import ConstantRescale, Linear, zero_initializer
+from pz_nn.parameters import ParameterLike, make_parameter
+from pz_toolshed._low_rank_update import adapted_weight, pretrained_linear
+from pz_toolshed._low_rank_update import weight_update as weight_update
+from pz_toolshed.dora import WeightDecomposedSum, feature_norms
 
 __all__ = [
     "LowRankAdapter",
@@ -63,8 +69,8 @@ class LowRankAdapter(Sequential):
     """A linear layer and its low-rank correction, added.
 
     Attributes:
-      sublayers: One `BranchAndAddTogether` of the groups `Pretrained` and `Update`; build it with
-        `from_linear`.
+      sublayers: One `BranchAndAddTogether` (with DoRA one `WeightDecomposedSum`) of the groups
+        `Pretrained` and `Update`; build it with `from_linear`.
     """
 
     sublayers: list[Layer]
@@ -81,6 +87,7 @@ class LowRankAdapter(Sequential):
         alpha: float | None = None,
         dropout: float | None = None,
         dtype: Any = None,
+        use_dora: bool = False,
     ) -> LowRankAdapter:
         """Builds the adapter of one linear layer, which it uses by reference.
 
@@ -95,6 +102,8 @@ class LowRankAdapter(Sequential):
             `random_stream`; None adds none.
           dtype: Dtype of A and B; default: the weight's, or float32 if that is no float. A
             correction of another dtype is cast back, so the layer's output keeps its dtype.
+          use_dora: Train the magnitude of each output feature's weights too (`dora`), a parameter
+            of the same dtype with the label `{name}/LoRA_magnitude`.
 
         Returns:
           The adapter. Axes of the weight that are neither input nor output (heads of a parallel
@@ -135,14 +144,21 @@ class LowRankAdapter(Sequential):
             update.append(ConstantRescale(alpha / rank))
         if jnp.dtype(dtype) != weight_dtype and jnp.issubdtype(weight_dtype, jnp.floating):
             update.append(CastToDType(weight_dtype))
-        branches = [NamedGroup("Pretrained", [linear]), NamedGroup("Update", update)]
-        return cls([BranchAndAddTogether(branches)])
+        magnitude = None
+        if use_dora:
+            magnitude = make_parameter(
+                f"{name}/LoRA_magnitude", init_base_rng, lambda _: _magnitude(linear, dtype)
+            )
+        return cls([_adapted_sum(linear, NamedGroup("Update", update), magnitude)])
 
     @property
     def pretrained(self) -> Linear:
-        """The adapted layer."""
-        linear: Linear = self._branch("Pretrained").sublayers[0]
-        return linear
+        """The adapted layer.
+
+        Raises:
+          ValueError: If it has been replaced by what is no `Linear`.
+        """
+        return pretrained_linear(self._branch("Pretrained"))
 
     @property
     def update(self) -> NamedGroup:
@@ -150,23 +166,47 @@ class LowRankAdapter(Sequential):
         update: NamedGroup = self._branch("Update")
         return update
 
+    @property
+    def magnitude(self) -> ParameterLike[NamedArrayBase] | None:
+        """The parameter of the magnitudes; None without DoRA."""
+        both = self.sublayers[0]
+        return both.magnitude if isinstance(both, WeightDecomposedSum) else None
+
     def _branch(self, name: str) -> Any:
         both: Any = self.sublayers[0]
         (branch,) = [b for b in both.branches if b.name == name]
         return branch
 
 
+def _adapted_sum(
+    linear: Linear, update: NamedGroup, magnitude: ParameterLike[NamedArrayBase] | None
+) -> Layer:
+    branches = [NamedGroup("Pretrained", [linear]), update]
+    if magnitude is None:
+        return BranchAndAddTogether(branches)
+    return WeightDecomposedSum(branches, magnitude)
+
+
+def _magnitude(linear: Linear, dtype: Any) -> NamedArrayBase:
+    # The axis of a layer stack in front, as for B.
+    return feature_norms(linear).order_as(*linear.parallel_axes, *linear.output_axes).astype(dtype)
+
+
 @pytree_dataclass
 class MergedAdapter(Layer):
-    """A linear layer with a correction added into its weight, and what takes it out again.
+    """A linear layer with a correction merged into its weight, and what takes it out again.
 
     Attributes:
       merged: The layer with the corrected weight; the only one that is called.
       update: The correction, kept for `unmerge_adapters`.
+      magnitude: The magnitudes of a DoRA adapter, kept likewise; else None.
+      scale: What the corrected weight was multiplied by then.
     """
 
     merged: Linear
     update: NamedGroup
+    magnitude: ParameterLike[NamedArrayBase] | None = None
+    scale: NamedArrayBase | None = None
 
     def __call__(self, argument: Any, /, **side_inputs: Any) -> Any:
         """Calls the merged layer."""
@@ -183,6 +223,7 @@ def loraify_linears_in_selection(
     dtype: Any = None,
     naming: Literal["path", "weight"] = "path",
     adapt_scales: bool = False,
+    use_dora: bool = False,
 ) -> Any:
     """Adapts every linear layer in the selected parts of a model.
 
@@ -202,6 +243,7 @@ def loraify_linears_in_selection(
         its weight (`LoRA:mlp/Affine_0/Linear/LoRA_A.weights`), which edits elsewhere in the model
         do not change.
       adapt_scales: Adapt layers without input axes too (the scales of norms).
+      use_dora: See `LowRankAdapter.from_linear`.
 
     Returns:
       The whole model with the adapters.
@@ -235,6 +277,7 @@ def loraify_linears_in_selection(
             alpha=alpha,
             dropout=dropout,
             dtype=dtype,
+            use_dora=use_dora,
         )
 
     return linears.apply(adapt, with_keypath=True)
@@ -250,27 +293,8 @@ def _name_of_weight(linear: Linear) -> str:
     return label.removesuffix(".weights")
 
 
-def weight_update(update: NamedGroup, like: NamedArrayBase) -> NamedArrayBase:
-    """The correction as one array, to be added to the weight.
-
-    Args:
-      update: The group `Update` of an adapter.
-      like: The adapted weight.
-
-    Returns:
-      `(alpha / rank) * A B`, with the axis order and dtype of the weight.
-    """
-    matrix_a, matrix_b = (layer for layer in update.sublayers if isinstance(layer, Linear))
-    a, b = (layer.weights.value.astype(jnp.float32) for layer in (matrix_a, matrix_b))
-    product: NamedArrayBase = contract(matrix_b.in_axis_names, a, b)
-    for layer in update.sublayers:
-        if isinstance(layer, ConstantRescale):
-            product = product * layer.by
-    return product.order_as(*like.named_shape).astype(like.dtype)
-
-
 def merge_adapters(model: Any, *, keep: bool = False) -> Any:
-    """Adds every adapter's correction into its layer's weight.
+    """Merges every adapter's correction (and magnitudes) into its layer's weight.
 
     Args:
       model: A model with adapters.
@@ -283,14 +307,19 @@ def merge_adapters(model: Any, *, keep: bool = False) -> Any:
       change.
 
     Raises:
-      ValueError: If the model has no adapter.
+      ValueError: If the model has no adapter, or one adapts an adapter.
     """
     adapters = select(model).at_instances_of(LowRankAdapter)
     _require(adapters, "merge_adapters", "LowRankAdapter")
 
     def merge(adapter: LowRankAdapter) -> Layer:
-        merged = _with_weight_changed(adapter.pretrained, adapter.update, sign=1)
-        return MergedAdapter(merged, adapter.update) if keep else merged
+        linear, both = adapter.pretrained, adapter.sublayers[0]
+        scale = both.scale() if isinstance(both, WeightDecomposedSum) else None
+        weight = adapted_weight(linear.weights.value, adapter.update)
+        merged = _with_weight(linear, weight if scale is None else weight * scale)
+        if not keep:
+            return merged
+        return MergedAdapter(merged, adapter.update, adapter.magnitude, scale)
 
     return adapters.apply(merge)
 
@@ -298,7 +327,8 @@ def merge_adapters(model: Any, *, keep: bool = False) -> Any:
 def unmerge_adapters(model: Any) -> Any:
     """Takes the corrections out of the weights again: undoes `merge_adapters(keep=True)`.
 
-    The weights come back up to one rounding of their dtype.
+    The weights come back up to rounding in their dtype. Those of an output feature that a DoRA adapter
+    scales to 0 come back as other ones that it scales to 0.
 
     Args:
       model: A model merged with `keep=True`.
@@ -313,16 +343,21 @@ def unmerge_adapters(model: Any) -> Any:
     _require(merged_adapters, "unmerge_adapters", "MergedAdapter")
 
     def unmerge(merged: MergedAdapter) -> LowRankAdapter:
-        linear = _with_weight_changed(merged.merged, merged.update, sign=-1)
-        branches = [NamedGroup("Pretrained", [linear]), merged.update]
-        return LowRankAdapter([BranchAndAddTogether(branches)])
+        old = merged.merged.weights.value
+        weight = old if merged.scale is None else old / nx.nmap(_nonzero)(merged.scale)
+        linear = _with_weight(merged.merged, adapted_weight(weight, merged.update, sign=-1))
+        return LowRankAdapter([_adapted_sum(linear, merged.update, merged.magnitude)])
 
     return merged_adapters.apply(unmerge)
 
 
-def _with_weight_changed(linear: Linear, update: NamedGroup, sign: int) -> Linear:
+def _nonzero(scale: jax.Array) -> jax.Array:
+    return jnp.where(scale == 0, 1, scale)
+
+
+def _with_weight(linear: Linear, weight: NamedArrayBase) -> Linear:
     old = linear.weights.value
-    new = (old + sign * weight_update(update, old)).order_as(*old.named_shape)
+    new = weight.order_as(*old.named_shape).astype(old.dtype)
     weights: Any
     if isinstance(linear.weights, Parameter | ParameterValue):
         make = type(linear.weights)

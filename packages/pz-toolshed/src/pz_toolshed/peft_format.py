@@ -5,8 +5,9 @@
 
 The format is a folder with `adapter_config.json` and `adapter_model.safetensors`, in which the
 adapter of the module `m` has the matrices `base_model.model.<m>.lora_A.weight` (rank x in) and
-`...lora_B.weight` (out x rank). Which module a linear layer is goes by the label of its weight;
-`llama_module_name` knows the labels of Llama-like transformers. Neither torch nor peft is needed.
+`...lora_B.weight` (out x rank), and with DoRA the vector `...lora_magnitude_vector` (out). Which
+module a linear layer is goes by the label of its weight; `llama_module_name` knows the labels of
+Llama-like transformers. Neither torch nor peft is needed.
 
 Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
@@ -34,6 +35,7 @@ from pz_named.named_axes import NamedArray
 from pz_nn.dropout import StochasticDropout
 from pz_nn.layer_stack import layerstack_axes_from_keypath
 from pz_nn.linear_and_affine import ConstantRescale, Linear
+from pz_toolshed._low_rank_update import low_rank_matrices
 from pz_toolshed._peft_config import alpha_of, config_of, read_config
 from pz_toolshed._safetensors_file import TensorsFile, read_header, write_atomically
 from pz_toolshed.checkpoint_errors import AdapterFormatError as AdapterFormatError
@@ -46,6 +48,8 @@ __all__ = [
     "load_adapters",
     "save_adapters",
 ]
+
+_Array: TypeAlias = np.ndarray[Any, Any]
 
 ModuleName: TypeAlias = Callable[[str, int | None], str | None]
 """From the label of a weight, and the block's number where blocks are stacked, to the module's name
@@ -61,6 +65,9 @@ _LLAMA_MODULES = {
     "mlp/out_linear": "mlp.down_proj",
 }
 _BLOCK_LABEL = re.compile(r"(?:.*/)?(?:blocks|block_(\d+))/([^/]+/[^/]+)\.weights")
+# What an adapter's tensors are called; the last one is DoRA's.
+_KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
+_TENSOR = re.compile(rf"base_model\.model\.(.+)\.({'|'.join(_KINDS)})(?:\.default)?(?:\.weight)?")
 # Several axes become one in this order, first varying slowest.
 _FLATTENED_FIRST = ("head_groups", "heads", "query_heads", "projection")
 
@@ -134,7 +141,7 @@ def save_adapters(
       base_model: Name or path of the base model, noted in the config.
 
     Raises:
-      ValueError: If there are no adapters, or one has no module.
+      ValueError: If there are no adapters, one has no module, or some are DoRA adapters and some not.
       CheckpointWriteError: If the system refuses to write.
     """
     adapters = select(model).at_instances_of(LowRankAdapter)
@@ -143,10 +150,11 @@ def save_adapters(
             "save_adapters: the model has no LowRankAdapter, so there is nothing to save. Adapt it "
             "with loraify_linears_in_selection first."
         )
-    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    tensors: dict[str, _Array] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     dropouts: dict[str, float] = {}
+    use_dora = _use_dora(adapters.get_sequence())
     for path, adapter in adapters.get_by_path().items():
         modules = _modules(path, adapter.pretrained, module_name)
         if not modules:
@@ -155,17 +163,21 @@ def save_adapters(
                 f"{getattr(adapter.pretrained.weights, 'label', None)!r}. Give a `module_name` "
                 "function that names it."
             )
-        matrix_a, matrix_b = _matrices(adapter)
-        rank = _rank(matrix_b)
+        parts = _parts(adapter)
+        rank = _rank(parts[1])
         for module in modules:
-            prefix = f"base_model.model.{module.name}"
-            tensors[f"{prefix}.lora_A.weight"] = _as_matrix(matrix_a, module.indices).T
-            tensors[f"{prefix}.lora_B.weight"] = _as_matrix(matrix_b, module.indices).T
+            for kind, part in zip(_KINDS, parts, strict=False):
+                matrix = _as_matrix(part, module.indices).T
+                name = f"base_model.model.{module.name}.{kind}"
+                if part.in_axis_names:
+                    tensors[f"{name}.weight"] = matrix
+                else:
+                    tensors[name] = matrix[:, 0]
             ranks[module.name] = rank
             alphas[module.name] = _alpha(adapter, rank)
             dropouts[module.name] = _dropout(adapter)
     folder = pathlib.Path(directory)
-    config = config_of(ranks, alphas, dropouts, base_model)
+    config = config_of(ranks, alphas, dropouts, base_model, use_dora)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_atomically(
@@ -176,9 +188,22 @@ def save_adapters(
     )
 
 
-def _matrices(adapter: LowRankAdapter) -> tuple[Linear, Linear]:
-    first, second = (x for x in adapter.update.sublayers if isinstance(x, Linear))
-    return first, second
+def _use_dora(adapters: Sequence[LowRankAdapter]) -> bool:
+    count = sum(adapter.magnitude is not None for adapter in adapters)
+    if 0 < count < len(adapters):
+        raise ValueError(
+            f"save_adapters: {count} of {len(adapters)} adapters are DoRA adapters (use_dora), but a "
+            "folder holds adapters of one kind only. Save the parts of the model apart."
+        )
+    return count > 0
+
+
+def _parts(adapter: LowRankAdapter) -> list[Linear]:
+    """A and B, and with DoRA the magnitudes as the weight of a layer without inputs."""
+    matrices = low_rank_matrices(adapter.update)
+    if adapter.magnitude is None:
+        return [*matrices]
+    return [*matrices, Linear(adapter.magnitude, (), adapter.pretrained.out_axis_names)]
 
 
 def _rank(matrix_b: Linear) -> int:
@@ -195,7 +220,7 @@ def _dropout(adapter: LowRankAdapter) -> float:
     return float(rates[0]) if rates else 0.0
 
 
-def _as_matrix(linear: Linear, indices: Mapping[str, int]) -> np.ndarray[Any, Any]:
+def _as_matrix(linear: Linear, indices: Mapping[str, int]) -> _Array:
     """The weight as (in, out), of one layer of the stacks around it."""
     weights = linear.weights.value
     weights = weights[dict(indices)] if indices else weights
@@ -241,7 +266,7 @@ def load_adapters(
     folder = pathlib.Path(directory)
     config = read_config(folder / "adapter_config.json")
     file = read_header(folder / "adapter_model.safetensors")
-    available = _modules_in(file)
+    available = _read_adapters(file, bool(config.get("use_dora")))
     if select(model).at_instances_of(LowRankAdapter).count():
         raise ValueError(
             "load_adapters: the model has adapters already. Merge them first (merge_adapters), or "
@@ -271,34 +296,51 @@ def load_adapters(
                 f"file lacks {[n for n, there in zip(names, present, strict=True) if not there]}. "
                 "Load into an unstacked model."
             )
-        return _adapted(linear, places[path], file, config)
+        return _adapted(linear, places[path], available, config)
 
     return linears.where(lambda path, _: bool(places[path]), with_keypath=True).apply(
         adapt, with_keypath=True
     )
 
 
-def _modules_in(file: TensorsFile) -> dict[str, None]:
-    names: dict[str, None] = {}
-    for tensor in file.tensors:
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.(?:default\.)?weight", tensor)
+def _read_adapters(file: TensorsFile, use_dora: bool) -> dict[str, list[_Array]]:
+    """By module, the matrices (rank, in) and (out, rank), with DoRA also the magnitudes (out, 1)."""
+    found: dict[str, dict[str, _Array]] = collections.defaultdict(dict)
+    for name in file.tensors:
+        match = _TENSOR.fullmatch(name)
         if match is None:
             raise AdapterFormatError(
-                f"{file.path}: the tensor {tensor!r} is no LoRA matrix. Only plain LoRA adapters are "
-                "supported; merge others with peft and load the merged weights."
+                f"{file.path}: the tensor {name!r} is no part of a LoRA adapter. Only LoRA and DoRA "
+                "are supported; merge others with peft and load the merged weights."
             )
-        names[match[1]] = None
-    return names
+        tensor = file.read(name)
+        found[match[1]][match[2]] = tensor[:, None] if tensor.ndim == 1 else tensor
+    wanted = _KINDS if use_dora else _KINDS[:2]
+    for module, tensors in found.items():
+        if missing := [kind for kind in wanted if kind not in tensors]:
+            raise AdapterFormatError(
+                f"{file.path}: the adapter of {module!r} lacks {missing[0]}. Copy the file again."
+            )
+        if len(tensors) > len(wanted):
+            raise AdapterFormatError(
+                f"{file.path}: the adapter of {module!r} has a {_KINDS[2]}, but adapter_config.json "
+                "says use_dora=False: one of the files is of other adapters. Copy both again."
+            )
+    return {module: [tensors[kind] for kind in wanted] for module, tensors in found.items()}
 
 
 def _adapted(
-    linear: Linear, modules: list[_Module], file: TensorsFile, config: Mapping[str, Any]
+    linear: Linear,
+    modules: list[_Module],
+    available: Mapping[str, Sequence[_Array]],
+    config: Mapping[str, Any],
 ) -> LowRankAdapter:
     names = [module.name for module in modules]
-    found = {x: {name: _matrix(file, name, x) for name in names} for x in "AB"}
+    first = available[names[0]]
+    found = [{name: available[name][i] for name in names} for i in range(len(first))]
     label: str = getattr(linear.weights, "label", "")
-    ranks = {matrix.shape[0] for matrix in found["A"].values()}
-    alphas = {alpha_of(config, name, a.shape[0]) for name, a in found["A"].items()}
+    ranks = {matrix.shape[0] for matrix in found[0].values()}
+    alphas = {alpha_of(config, name, a.shape[0]) for name, a in found[0].items()}
     if len(ranks) > 1 or len(alphas) > 1:
         raise ValueError(
             f"load_adapters: the stacked blocks of {label!r} have adapters of different ranks "
@@ -311,16 +353,17 @@ def _adapted(
         ranks.pop(),
         alpha=alphas.pop(),
         dropout=config.get("lora_dropout") or None,
-        dtype=found["A"][names[0]].dtype,
+        dtype=first[0].dtype,
+        use_dora=len(first) == len(_KINDS),
     )
-    sizes = {**linear.weights.value.named_shape, "lowrank": found["A"][names[0]].shape[0]}
+    sizes = {**linear.weights.value.named_shape, "lowrank": first[0].shape[0]}
     stack_axes = list(modules[0].indices)
     parameters = [
         Parameter(
-            label=getattr(layer.weights, "label", None),
-            value=_stacked_weight(layer, found[x], stack_axes, sizes),
+            label=getattr(part.weights, "label", None),
+            value=_stacked_weight(part, matrices, stack_axes, sizes),
         )
-        for layer, x in zip(_matrices(adapter), "AB", strict=True)
+        for part, matrices in zip(_parts(adapter), found, strict=True)
     ]
     bound: LowRankAdapter = bind_variables(adapter, parameters)
     return bound
@@ -328,7 +371,7 @@ def _adapted(
 
 def _stacked_weight(
     layer: Linear,
-    matrices: Mapping[str, np.ndarray[Any, Any]],
+    matrices: Mapping[str, _Array],
     stack_axes: Sequence[str],
     sizes: Mapping[Any, int],
 ) -> NamedArray:
@@ -345,13 +388,3 @@ def _stacked_weight(
     shape = collections.OrderedDict((name, sizes[name]) for name in (*stack_axes, *ins, *outs))
     stacked = np.stack([matrix.T for matrix in matrices.values()]).reshape(tuple(shape.values()))
     return NamedArray(shape, jnp.asarray(stacked))
-
-
-def _matrix(file: TensorsFile, module: str, which: str) -> np.ndarray[Any, Any]:
-    for suffix in ("weight", "default.weight"):
-        name = f"base_model.model.{module}.lora_{which}.{suffix}"
-        if name in file.tensors:
-            return file.read(name)
-    raise AdapterFormatError(
-        f"{file.path}: the adapter of {module!r} lacks lora_{which}. Copy the file again."
-    )

@@ -6,7 +6,7 @@ import numpy as np
 
 from pz_core.random_stream import RandomStream
 from pz_core.struct import pytree_dataclass
-from pz_core.variables import StateVariable
+from pz_core.variables import Parameter, StateVariable, bind_variables, unbind_params
 from pz_named.named_axes import wrap
 from pz_nn.basic_ops import Elementwise
 from pz_nn.combinators import Residual
@@ -107,6 +107,21 @@ def random_input(seed=0, **shape):
 
 def stream(seed=0):
     return RandomStream.from_base_key(key(seed), offset_label="rng_offset")
+
+
+def with_random_parameters(model, seed=7):
+    """Sets every trainable parameter, so that the corrections of adapters are not zero."""
+    slots, params = unbind_params(model)
+    new = [
+        Parameter(
+            label=p.label,
+            value=jax.tree.map(
+                lambda x, i=i: jax.random.normal(key(seed + i), x.shape, x.dtype), p.value
+            ),
+        )
+        for i, p in enumerate(params)
+    ]
+    return bind_variables(slots, new)
 
 
 def assert_trees_close(actual, expected, atol=1e-6):
