@@ -26,7 +26,15 @@ def primitives(function, *arguments):
 @pytest.mark.smoke
 @pytest.mark.parametrize("weight", ["".join(p) for p in itertools.permutations("dhp")])
 @pytest.mark.parametrize(
-    "left, result", [("abd", "abhp"), ("ahpd", "ahp"), ("abhp", "abd"), ("dhp", "")]
+    "left, result",
+    [
+        ("abd", "abhp"),
+        ("ahpd", "ahp"),
+        ("ahbd", "habp"),
+        ("ahbd", "ahbp"),
+        ("abhp", "abd"),
+        ("dhp", ""),
+    ],
 )
 def test_contractions_equal_einsum_in_every_layout(left, result, weight):
     def ours(x, w):
@@ -52,6 +60,9 @@ def test_what_is_folded():
     assert fold_groups_of("aph", "dhp", "hp") is None
     assert fold_groups_of("ahdp", "hpe", "hp") is None
     assert fold_groups_of("abd", "abed", "d") is None
+    # Paired axes move to the front, where XLA wants them, if that brings others together.
+    moved = [("h",), ("a", "b"), ("d",)]
+    assert fold_groups_of("ahbd", "ehd", "d") == (moved, [("e",), ("h",), ("d",)])
 
 
 def test_only_traced_programs_on_cpus_fold(monkeypatch):

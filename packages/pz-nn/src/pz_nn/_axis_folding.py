@@ -43,15 +43,25 @@ def fold_groups(
         summed: Labels that are summed over; other common labels are paired, and never folded.
 
     Returns:
-        The labels of each operand in order, in groups; a summed group is the same in both.
+        The labels of each operand in groups, in the order of the folded operand (which has its paired axes in
+        front if that brings others together); a summed group is the same in both.
     """
+    paired = [label for label in left if label in right and label not in summed]
 
     def together(first: Label, second: Label) -> bool:
         if first in summed and second in summed:
             return _adjacent(first, second, left) and _adjacent(first, second, right)
         return not any(label in left and label in right for label in (first, second))
 
-    groups = _grouped(left, together), _grouped(right, together)
+    def grouped(labels: Sequence[Label]) -> Groups:
+        groups = _grouped(labels, together)
+        # XLA moves paired axes to the front in any case; what lies around one may then be folded.
+        arranged = [label for label in labels if label in paired]
+        arranged += [label for label in labels if label not in paired]
+        moved = _grouped(arranged, together)
+        return moved if len(moved) < len(groups) else groups
+
+    groups = grouped(left), grouped(right)
     folds = len(groups[0]) < len(left) or len(groups[1]) < len(right)
     return groups if folds else None
 
@@ -61,7 +71,7 @@ def fold(
     groups: tuple[Groups, Groups],
     labels: tuple[Sequence[Label], Sequence[Label], Sequence[Label]],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[int, ...]]:
-    """Folds both operands.
+    """Arranges and folds both operands.
 
     Args:
         operands: Left and right operand.
@@ -71,18 +81,22 @@ def fold(
     Returns:
         The folded operands, and the shape of the result unfolded.
     """
-    left, right = operands
     sizes = {
-        **dict(zip(labels[0], left.shape, strict=True)),
-        **dict(zip(labels[1], right.shape, strict=True)),
+        label: size
+        for of_operand, operand in zip(labels[:2], operands, strict=True)
+        for label, size in zip(of_operand, operand.shape, strict=True)
     }
-    folded = [
-        operand
-        if len(of_operand) == operand.ndim
-        else operand.reshape([math.prod(sizes[label] for label in group) for group in of_operand])
-        for operand, of_operand in zip(operands, groups, strict=True)
-    ]
-    return (folded[0], folded[1]), tuple(sizes[label] for label in labels[2])
+
+    def folded(operand: jax.Array, before: Sequence[Label], after: Groups) -> jax.Array:
+        arranged = [label for group in after for label in group]
+        if arranged != list(before):
+            operand = operand.transpose([before.index(label) for label in arranged])
+        if len(after) == operand.ndim:
+            return operand
+        return operand.reshape([math.prod(sizes[label] for label in group) for group in after])
+
+    left, right = (folded(*each) for each in zip(operands, labels[:2], groups, strict=True))
+    return (left, right), tuple(sizes[label] for label in labels[2])
 
 
 def _grouped(labels: Sequence[Label], together: Callable[[Label, Label], bool]) -> Groups:
