@@ -147,7 +147,9 @@ class LowRankAdapter(Sequential):
         magnitude = None
         if use_dora:
             magnitude = make_parameter(
-                f"{name}/LoRA_magnitude", init_base_rng, lambda _: _magnitude(linear, dtype)
+                f"{name}/LoRA_magnitude",
+                init_base_rng,
+                lambda _: feature_norms(linear).astype(dtype),
             )
         return cls([_adapted_sum(linear, NamedGroup("Update", update), magnitude)])
 
@@ -185,11 +187,6 @@ def _adapted_sum(
     if magnitude is None:
         return BranchAndAddTogether(branches)
     return WeightDecomposedSum(branches, magnitude)
-
-
-def _magnitude(linear: Linear, dtype: Any) -> NamedArrayBase:
-    # The axis of a layer stack in front, as for B.
-    return feature_norms(linear).order_as(*linear.parallel_axes, *linear.output_axes).astype(dtype)
 
 
 @pytree_dataclass
