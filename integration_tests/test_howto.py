@@ -3,12 +3,15 @@
 import json
 import pathlib
 import re
+import runpy
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-HOWTO = pathlib.Path(__file__).resolve().parent.parent / "docs" / "howto.md"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HOWTO = ROOT / "docs" / "howto.md"
+TINY = ROOT / "packages" / "pz-models" / "tests" / "_helpers" / "pz_models_tiny.py"
 
 
 def sections(text):
@@ -66,12 +69,15 @@ def write_tiny_llama(folder):
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
 
+def run(what, snippets, namespace):
+    for snippet in snippets:
+        exec(compile(snippet, f"howto.md, {what}", "exec"), namespace)
+    return namespace
+
+
 @pytest.fixture(scope="module")
 def preamble():
-    namespace = {"__name__": "__main__"}
-    for snippet in PREAMBLE:
-        exec(compile(snippet, "howto.md, first lines", "exec"), namespace)
-    return namespace
+    return run("first lines", PREAMBLE, {"__name__": "__main__"})
 
 
 def _case(task, snippets):
@@ -86,12 +92,13 @@ def test_the_snippets_of(task, snippets, preamble, tmp_path, monkeypatch, reques
     write_tiny_llama(tmp_path / "HuggingFaceTB" / "SmolLM2-135M")  # found before the hub is asked
     if any("import kagglehub" in snippet for snippet in snippets):
         request.getfixturevalue("kaggle")
+    if any(".gguf" in snippet for snippet in snippets):
+        pytest.importorskip("gguf")
+        runpy.run_path(str(TINY))["write_gguf"](tmp_path / "tiny-llama.gguf")
     for extra in ("optax", "transformers"):
         if any(f"import {extra}" in snippet for snippet in snippets):
             pytest.importorskip(extra)
-    namespace = dict(preamble)
-    for snippet in snippets:
-        exec(compile(snippet, f"howto.md, {task}", "exec"), namespace)
+    run(task, snippets, dict(preamble))
 
 
 def test_every_task_has_a_snippet():
@@ -100,5 +107,9 @@ def test_every_task_has_a_snippet():
 
 
 def test_a_failing_snippet_would_be_noticed():
-    text = "# A\n```python\nx = 1  # fine\n```\n## B\n```python\n# a comment\ny = x\n```\nMore.\n"
-    assert sections(text) == [("A", ["x = 1  # fine\n"]), ("B", ["# a comment\ny = x\n"])]
+    text = "# A\n```python\nx = 1  # fine\n```\n## B\n```python\n# a comment\ny = z\n```\nMore.\n"
+    (_, fine), (_, failing) = found = sections(text)
+    assert found == [("A", ["x = 1  # fine\n"]), ("B", ["# a comment\ny = z\n"])]
+    assert run("A", fine, {})["x"] == 1
+    with pytest.raises(NameError, match="'z'"):
+        run("B", failing, {})
