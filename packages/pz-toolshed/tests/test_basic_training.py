@@ -290,6 +290,15 @@ def test_what_is_no_optimizer_is_refused():
         trainer_of(tm.mlp([2, 2]), optax.adam)
 
 
+def test_a_choice_of_no_parameter_is_refused():
+    model = tm.mlp([2, 2])
+    with pytest.raises(
+        ValueError, match=r"chooses none of the model's 2 parameters.*'mlp/Affine_0"
+    ):
+        trainer_of(model, is_trainable=lambda p: p.label == "weights")
+    trainer_of(model, is_trainable=lambda p: p.label.endswith("weights"))  # the repair
+
+
 def test_bad_arguments():
     model = tm.mlp([2, 2])
     trainer = trainer_of(model)

@@ -254,6 +254,22 @@ def test_mixed_precision_computes_small_and_keeps_float32_weights():
     np.testing.assert_allclose(value, want, rtol=3e-2)
 
 
+def test_mixed_precision_leaves_bad_losses_to_the_trainer():
+    for bad, told in (
+        (lambda out: (out**2).mean(), r"three results.*an array of shape \(\)"),
+        (lambda out: (out, None, {}), r"scalar floating-point array.*shape \(2,\)"),
+        (lambda out: (jnp.int32(1), None, {}), r"scalar floating-point array.*int32"),
+    ):
+
+        def loss(model, rng, state, x, bad=bad):
+            return bad(model(x).unwrap("features"))
+
+        with pytest.raises(TypeError, match=told):
+            trainer_of(tm.mlp([2, 2]), loss=mixed_precision.in_dtype(loss)).step(x=X)
+    with pytest.raises(ValueError, match=r"floating-point one such as jnp\.bfloat16, got .*int32"):
+        mixed_precision.in_dtype(mean_square, jnp.int32)
+
+
 def test_moving_average(tmp_path):
     model = tm.mlp([2, 2])
     average = ExponentialMovingAverage.of(model, 0.75)

@@ -251,15 +251,24 @@ class StatefulTrainer(Struct):
 
         Raises:
           TypeError: If the optimizer is no optax optimizer.
-          ValueError: If the model has a variable of an unknown class.
+          ValueError: If the model has a variable of an unknown class, or `is_trainable` chooses
+            none of its parameters.
         """
         if not (hasattr(optimizer_def, "init") and hasattr(optimizer_def, "update")):
             raise TypeError(
                 "StatefulTrainer.build: optimizer_def must be an optax optimizer, which has init and "
                 f"update, got a {type(optimizer_def).__name__}. Give e.g. optax.adam(1e-3), called."
             )
+        is_chosen = is_trainable is not None
         is_trainable = _is_marked_trainable if is_trainable is None else is_trainable
         parts = take_apart(model, is_trainable)
+        if is_chosen and parts.frozen and not parts.trainable:
+            labels = [str(parameter.label) for parameter in parts.frozen]
+            raise ValueError(
+                "StatefulTrainer.build: is_trainable chooses none of the model's "
+                f"{len(labels)} parameters, e.g. {labels[:5]}. Choose by whole labels, and only "
+                "parameters that hold floating-point values."
+            )
         opt_state = optimizer_def.init(tuple(p.freeze() for p in parts.trainable))
         internal = InternalTrainerState(jnp.int32(0), opt_state, initial_loss_fn_state)
         internal = placed_beside(internal, [p.value for p in parts.trainable])

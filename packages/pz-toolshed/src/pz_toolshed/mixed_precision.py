@@ -57,8 +57,11 @@ class ComputesInDtype:
     def __call__(self, *, model: Any, state: Any, rng: Any, **kwargs: Any) -> Any:
         """Calls the loss function; the loss it returns is converted to float32."""
         model, kwargs = cast_floating((model, kwargs), self.dtype)
-        loss, state, aux = self.loss_fn(model=model, state=state, rng=rng, **kwargs)
-        return jnp.asarray(loss).astype(jnp.float32), state, aux
+        results = self.loss_fn(model=model, state=state, rng=rng, **kwargs)
+        if not isinstance(results, tuple) or len(results) != 3:
+            return results  # the trainer says what is wrong with it
+        loss, state, aux = results
+        return cast_floating(loss, jnp.float32), state, aux
 
 
 def in_dtype(loss_fn: Callable[..., Any], dtype: Any = jnp.bfloat16) -> ComputesInDtype:
@@ -70,5 +73,12 @@ def in_dtype(loss_fn: Callable[..., Any], dtype: Any = jnp.bfloat16) -> Computes
 
     Returns:
       The loss function for mixed precision.
+
+    Raises:
+      ValueError: If the dtype is not a floating-point one.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"in_dtype: the dtype must be a floating-point one such as jnp.bfloat16, got {dtype}."
+        )
     return ComputesInDtype(loss_fn, jnp.dtype(dtype))
