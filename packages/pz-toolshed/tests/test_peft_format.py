@@ -183,6 +183,7 @@ def test_errors(tmp_path):
         ({"peft_type": "IA3"}, "only 'LORA'"),
         ({"use_dora": True}, "lacks lora_magnitude_vector"),
         ({"bias": "all"}, "bias='all' is not supported"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] is not supported"),
         ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
     ):
         path.write_text(json.dumps({**config, **change}))

@@ -24,6 +24,18 @@ _UNSUPPORTED: Mapping[str, Any] = {
     "trainable_token_indices": None,
     "target_parameters": None,
 }
+# Variants that compute something else from the same matrices. Not written, as older versions of peft do
+# not know all of them.
+_VARIANTS: Mapping[str, Any] = dict.fromkeys(
+    (
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "use_bdlora",
+        "use_qalora",
+    )
+)
 
 
 def config_of(
@@ -85,7 +97,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported. Merge "
             "such adapters with peft and load the merged weights."
         )
-    for option, supported in _UNSUPPORTED.items():
+    for option, supported in {**_UNSUPPORTED, **_VARIANTS}.items():
         if config.get(option) not in (supported, None, [], {}, False):
             raise AdapterFormatError(
                 f"{path}: {option}={config[option]!r} is not supported (only {supported!r}). Merge "
