@@ -182,3 +182,21 @@ def test_errors():
     )
     with pytest.raises(AttributeError, match=r"'bias' was asked of the submodule 'head'"):
         net(capture(X))
+
+
+class Scanned(eqx.Module):
+    layers: eqx.nn.Linear
+
+    def __call__(self, x):
+        arrays, rest = eqx.partition(self.layers, eqx.is_array)
+        return jax.lax.scan(lambda x, one: (eqx.combine(one, rest)(x), None), x, arrays)[0]
+
+
+def test_a_module_that_scans_over_its_submodule_is_named():
+    keys = jax.random.split(tm.key(0), 2)
+    original = Scanned(eqx.filter_vmap(lambda key: eqx.nn.Linear(3, 3, key=key))(keys))
+    assert original(X).shape == X.shape
+    with pytest.raises(ValueError, match="scan") as info:
+        from_equinox(original)(capture(X))
+    (note,) = [n for n in info.value.__notes__ if "converted module" in n]
+    assert "Scanned: stand-ins took the places of its submodules layers." in note

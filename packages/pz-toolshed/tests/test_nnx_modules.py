@@ -188,3 +188,27 @@ def test_errors():
 
     with pytest.raises(UnconvertibleModuleError, match=r"pair is a tuple of modules.*nnx.List"):
         from_nnx(Tuple())
+
+
+class Recurrent(nnx.Module):
+    def __init__(self, rngs):
+        self.rnn = nnx.RNN(nnx.SimpleCell(3, 3, rngs=rngs))
+
+    def __call__(self, x):
+        return self.rnn(x[None])[0]
+
+
+def test_a_module_that_scans_over_its_submodule_is_named():
+    original = Recurrent(nnx.Rngs(0))
+    assert original(X).shape == X.shape
+    net = from_nnx(original)
+    with pytest.raises((TypeError, ValueError)) as info:  # flax's own; ours is the note
+        net(capture(X))
+    (note,) = [n for n in info.value.__notes__ if "converted module" in n]
+    assert "RNN: stand-ins took the places of its submodules cell." in note
+    # The repair: the cell is a layer of its own, to be run by a loop of one's own.
+    cell = net.submodules["rnn"].submodules["cell"]
+    carry = jnp.zeros(3)
+    for row, want in zip(X, original(X), strict=True):
+        carry, out = cell(ArgsAndKwargs.capture(carry, row))
+        np.testing.assert_allclose(out, want, atol=1e-6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs
 
-__all__ = ["ModuleStub", "UnconvertibleModuleError", "check_input"]
+__all__ = ["ModuleStub", "UnconvertibleModuleError", "check_input", "failures_explained"]
 
 
 def check_input(value: Any, name: str) -> None:
@@ -17,6 +18,26 @@ def check_input(value: Any, name: str) -> None:
             f"{name}: the input must be an ArgsAndKwargs, got a {type(value).__name__}. Call it with "
             "ArgsAndKwargs.capture(x, ...)."
         )
+
+
+_EXPLANATION = "A converted module was running"
+
+
+@contextlib.contextmanager
+def failures_explained(name: str, submodules: Collection[str]) -> Iterator[None]:
+    """Adds to whatever a converted module raises what its code may not do with its submodules."""
+    try:
+        yield
+    except Exception as error:
+        noted = any(note.startswith(_EXPLANATION) for note in getattr(error, "__notes__", ()))
+        if submodules and not noted:
+            error.add_note(
+                f"{_EXPLANATION}, {name}: stand-ins took the places of its submodules "
+                f"{', '.join(submodules)}. They can be called and asked for attributes, but not be "
+                "given to transformations as trees (nnx.scan, nnx.vmap, eqx.partition, ...). If that "
+                f"is what failed, convert the parts around {name} only, or replace it by a layer."
+            )
+        raise
 
 
 class UnconvertibleModuleError(TypeError):

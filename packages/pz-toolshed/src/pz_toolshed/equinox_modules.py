@@ -22,7 +22,7 @@ from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter
 from pz_nn.layer import Layer
 from pz_toolshed._array_leaves import is_array
-from pz_toolshed._module_stubs import ModuleStub, check_input
+from pz_toolshed._module_stubs import ModuleStub, check_input, failures_explained
 from pz_toolshed._module_stubs import UnconvertibleModuleError as UnconvertibleModuleError
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs as ArgsAndKwargs
 
@@ -83,7 +83,8 @@ class ConvertedEquinoxModule(Layer):
         """
         check_input(args_and_kwargs, self.module_class.__name__)
         module = _rebuilt(self, side_inputs)
-        return module(*args_and_kwargs.args, **args_and_kwargs.kwargs)
+        with failures_explained(self.module_class.__name__, self.submodules):
+            return module(*args_and_kwargs.args, **args_and_kwargs.kwargs)
 
 
 class _TypedStub(ModuleStub):

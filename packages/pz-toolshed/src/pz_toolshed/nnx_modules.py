@@ -21,7 +21,7 @@ from pz_core.colors import color_from_string
 from pz_core.struct import pytree_dataclass
 from pz_core.variables import Parameter, StateVariable
 from pz_nn.layer import Layer
-from pz_toolshed._module_stubs import ModuleStub, check_input
+from pz_toolshed._module_stubs import ModuleStub, check_input, failures_explained
 from pz_toolshed._module_stubs import UnconvertibleModuleError as UnconvertibleModuleError
 from pz_toolshed.args_and_kwargs import ArgsAndKwargs as ArgsAndKwargs
 
@@ -78,7 +78,8 @@ class ConvertedNnxModule(Layer):
         check_input(args_and_kwargs, self.graphdef_name)
         before = [variable.value for variable in self.variables]
         module = _rebuilt(self, side_inputs, before)
-        output = module(*args_and_kwargs.args, **args_and_kwargs.kwargs)
+        with failures_explained(self.graphdef_name, self.submodules):
+            output = module(*args_and_kwargs.args, **args_and_kwargs.kwargs)
         for name in self.submodules:
             _put(module, name.split("."), None)
         after = jax.tree_util.tree_leaves(nnx.split(module)[1])
