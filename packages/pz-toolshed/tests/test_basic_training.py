@@ -206,7 +206,14 @@ def snapshot(trainer):
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_a_loss_that_is_not_finite_stops_with_step_and_label(donate):
+@pytest.mark.parametrize(
+    "poison, told",
+    [
+        (-1.0, r"loss of step 1 is nan; gradients.*Affine_1"),
+        (0.0, r"loss of step 1 is 0\.\d+, but its gradient is not finite; gradients.*Affine_1"),
+    ],
+)
+def test_what_is_not_finite_stops_with_step_and_label(donate, poison, told):
     def loss(model, rng, state, x, poison):
         weight = select(model).at_instances_of(Linear).pick_nth_selected(1).get().weights.value
         return (
@@ -220,10 +227,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_label(donate):
     x = tm.random_input(features=2)
     trainer.step(x=x, poison=1.0)
     before = snapshot(trainer)
-    with pytest.raises(
-        NonFiniteLossError, match=r"loss of step 1 is nan; gradients.*Affine_1"
-    ) as info:
-        trainer.step(x=x, poison=-1.0)
+    with pytest.raises(NonFiniteLossError, match=told) as info:
+        trainer.step(x=x, poison=poison)
     assert (info.value.step, info.value.labels) == (1, ["mlp/Affine_1/Linear.weights"])
     tm.assert_trees_close(snapshot(trainer), before, atol=0)
     trainer.step(x=x, poison=1.0)

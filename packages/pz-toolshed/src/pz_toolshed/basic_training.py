@@ -102,7 +102,7 @@ class LossFunction(Protocol):
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite, and training stopped before anything was changed.
+    """The loss or its gradient became NaN or infinite; training stopped before anything was changed.
 
     For example, `optax.sgd(1e6)` makes the parameters overflow, and the loss after that. Resume from
     an earlier checkpoint with a smaller learning rate or with clipped gradients
@@ -197,7 +197,7 @@ class StatefulTrainer(Struct):
       loss_fn: The loss function.
       step_fn: The pure step function, compiled unless built with `jit=False`.
       is_trainable: Tells which parameters are trained.
-      stop_if_not_finite: Whether a NaN or infinite loss is an error.
+      stop_if_not_finite: Whether a NaN or infinite loss or gradient is an error.
       donate_states: Whether the step writes into the buffers of the old values.
     """
 
@@ -243,8 +243,9 @@ class StatefulTrainer(Struct):
             too) are deleted by the next step.
           is_trainable: Tells for a `Parameter` whether to train it. Default: unless its metadata has
             a false `trainable`. Parameters without floating-point values never are.
-          stop_if_not_finite: Raise `NonFiniteLossError` when the loss is NaN or infinite. Looking
-            waits for each step to end.
+          stop_if_not_finite: Raise `NonFiniteLossError` when the loss or its gradient is NaN or
+            infinite. Looking waits for each step to end. Say no for an optimizer that skips such
+            steps itself (`optax.apply_if_finite`).
 
         Returns:
           The trainer.
@@ -302,7 +303,7 @@ class StatefulTrainer(Struct):
           TypeError: If an argument is called `model`, `state` or `rng`, or holds a string or other
             non-array; if the loss function does not return three results, a scalar array first.
           ValueError: If the optimizer's state is not that of the trained parameters.
-          NonFiniteLossError: If the loss is not finite; nothing has changed then.
+          NonFiniteLossError: If the loss or its gradient is not finite; nothing has changed then.
         """
         return self.step_with_loss(**kwargs)[1]
 
@@ -337,9 +338,10 @@ class StatefulTrainer(Struct):
             loss_fn=self.loss_fn,
             optimizer_def=self.optimizer_def,
             plan=parts.plan,
+            check_finite=self.stop_if_not_finite,
             keep_if_not_finite=self.donate_states and self.stop_if_not_finite,
         )
-        if self.stop_if_not_finite and not _is_finite(result.loss):
+        if not (isinstance(result.is_finite, jax.core.Tracer) or bool(result.is_finite)):
             if self.donate_states:
                 # The old buffers are gone; the result holds their contents.
                 self._write_back(result, ())
@@ -393,16 +395,14 @@ class StatefulTrainer(Struct):
             labels, what = nonfinite_labels(found), "gradients that are not finite"
             repair = "Lower the learning rate, clip the gradients, look at this batch"
         shown = ", ".join(map(repr, labels[:5])) or "none"
-        step = int(internal[0])
+        step, but = int(internal[0]), ""
+        if math.isfinite(float(loss)):
+            but = ", but its gradient is not finite"
         return NonFiniteLossError(
-            f"StatefulTrainer.step: the loss of step {step} is {float(loss)}; {what}: {shown}"
+            f"StatefulTrainer.step: the loss of step {step} is {float(loss)}{but}; {what}: {shown}"
             f"{f' and {len(labels) - 5} more' if len(labels) > 5 else ''}. This step changed "
             f"nothing. {repair}, or build the trainer with stop_if_not_finite=False.",
             step,
             float(loss),
             labels,
         )
-
-
-def _is_finite(loss: jax.Array) -> bool:
-    return isinstance(loss, jax.core.Tracer) or math.isfinite(float(loss))
