@@ -74,6 +74,8 @@ def test_the_list_notices_a_changed_signature(monkeypatch):
     monkeypatch.setattr(pz_core.selectors, "select", lambda tree, surprise: tree)
     assert "surprise" in script.listing("pz_core")
     assert "surprise" not in before
+    monkeypatch.setattr(pz_core.selectors, "select", lambda tree, limit=(1, "a"), how=len: tree)
+    assert "select(tree, limit=(1, 'a'), how=len)" in script.listing("pz_core")
 
 
 def test_names_from_private_modules_are_listed_with_their_signatures():

@@ -5,7 +5,7 @@
     ./hatchw run api --check    exit 1 with the difference where a list is stale
 
 A public name is one in the `__all__` of a public module. Signatures carry names, kinds and
-whether there is a default; annotations are left out, since their text differs between Pythons.
+defaults; annotations are left out, since their text differs between Pythons.
 """
 
 from __future__ import annotations
@@ -52,11 +52,22 @@ def _signature(obj: object) -> str:
             parameter.VAR_POSITIONAL,
         )
         prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
-        default = "" if parameter.default is parameter.empty else "=..."
+        has_default = parameter.default is not parameter.empty
+        default = f"={_default(parameter.default)}" if has_default else ""
         parts.append(prefix.get(parameter.kind, "") + parameter.name + default)
     if positional_only:
         parts.append("/")
     return f"({', '.join(parts)})"
+
+
+def _default(value: object) -> str:
+    """A constant as it is written, a function or class by its name, else dots."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_default, value))})"
+    if value is None or type(value) in (bool, int, float, str):
+        return repr(value)
+    name = getattr(value, "__name__", None)
+    return name if isinstance(name, str) else "..."
 
 
 def _members(cls: type) -> dict[str, object]:
