@@ -109,6 +109,49 @@ def test_sharded_init_equals_the_ordinary_one():
     assert int(counting.count.value) == 0
 
 
+def test_sharded_init_compiles_once_for_equal_arguments():
+    traced = []
+
+    def build(key, sizes):
+        traced.append(sizes[-1])
+        return tm.block(key, hidden=sizes[-1])
+
+    def made(seed, sizes):
+        traced.clear()
+        model = sharded_init(build, tm.key(seed), sizes, mesh=ONE, axis_name_to_mesh_name={})
+        want = tm.block(tm.key(seed), hidden=sizes[-1])
+        tm.assert_trees_close(unbind_params(model, freeze=True), unbind_params(want, freeze=True))
+        return len(traced)
+
+    class Sizes:
+        """Like a configuration: equal by content, mutable and so without a hash."""
+
+        def __init__(self, hidden):
+            self.hidden = hidden
+
+        def __getitem__(self, _):
+            return self.hidden
+
+        def __eq__(self, other):
+            return isinstance(other, Sizes) and self.hidden == other.hidden
+
+        def build(self, key):
+            return build(key, self)
+
+    sizes = Sizes(8)
+    assert made(0, sizes) == 2  # abstractly, and to compile
+    assert made(1, Sizes(8)) == 1
+    sizes.hidden = 4
+    assert made(1, sizes) == 2
+    assert made(2, (4, 8)) == 2
+    assert made(3, (4, 8)) == 1
+    # A method of what may change is compiled each time.
+    for _ in range(2):
+        traced.clear()
+        sharded_init(sizes.build, tm.key(), mesh=ONE, axis_name_to_mesh_name={})
+        assert len(traced) == 2
+
+
 def test_explicit_meshes_are_used_as_automatic_ones():
     explicit = jax.make_mesh(
         (1, 1), ("foo", "bar"), axis_types=(jax.sharding.AxisType.Explicit,) * 2

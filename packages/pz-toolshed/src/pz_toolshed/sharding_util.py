@@ -12,7 +12,9 @@ The idea: a rule says which mesh axis an axis name is spread over (`{"batch": "d
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -236,7 +238,8 @@ def sharded_init(
 
     Args:
       initializer: Builds the model, e.g. a `from_config`; must create all of its variables.
-      *init_args: Its arguments. Arrays among them (a key) are arguments of the compiled program.
+      *init_args: Its arguments. Arrays among them (a key) are arguments of the compiled program,
+        which is kept for calls with equal other arguments.
       mesh: As in `name_to_name_sharding`.
       axis_name_to_mesh_name: As in `name_to_name_sharding`.
       **init_kwargs: Its keyword arguments.
@@ -248,20 +251,61 @@ def sharded_init(
       ValueError: As `name_to_name_sharding`, but for unnamed leaves, which are replicated.
     """
     arrays, rest = split_arrays((init_args, init_kwargs))
+    call = _Initialization(initializer, rest)
     outside: list[TreeWithoutArrays] = []
 
-    def build(arrays: Any) -> Any:
-        args, kwargs = merge_arrays(arrays, rest)
-        frozen = unbind_variables(initializer(*args, **kwargs), freeze=True)
-        # Python scalars in the model do not pass through jit, which would make them arrays.
-        built, without_arrays = split_arrays(frozen, named=True)
+    def abstract(arrays: Any) -> Any:
+        built, without_arrays = call.frozen(arrays)
         outside[:] = [without_arrays]
         return built
 
-    abstract = merge_arrays(jax.eval_shape(build, arrays), outside[0])
-    shardings = _model_shardings(abstract, mesh, axis_name_to_mesh_name)
-    slots, values = merge_arrays(jax.jit(build, out_shardings=shardings)(arrays), outside[0])
+    model = merge_arrays(jax.eval_shape(abstract, arrays), outside[0])
+    shardings = _model_shardings(model, mesh, axis_name_to_mesh_name)
+    built = _compiled_initialization(call, tuple(shardings))(arrays)
+    slots, values = merge_arrays(built, outside[0])
     return bind_variables(slots, values, unfreeze_as_copy=True)
+
+
+class _Initialization:
+    """A call of an initializer without its arrays; equal to another if they would do the same."""
+
+    def __init__(self, initializer: Callable[..., Any], arguments: TreeWithoutArrays):
+        self._initializer = initializer
+        # A method of something that cannot be hashed equals no other call.
+        self._identity = initializer if _is_hashable(initializer) else object()
+        # What cannot be hashed (a configuration, say) may change later.
+        kept = copy.deepcopy([a for a in arguments.other_leaves if not _is_hashable(a)])
+        fixed = tuple(a if _is_hashable(a) else kept.pop(0) for a in arguments.other_leaves)
+        self._arguments = TreeWithoutArrays(arguments.treedef, fixed)
+
+    def frozen(self, arrays: Any) -> tuple[list[Any], TreeWithoutArrays]:
+        """The model without variables, and its Python scalars apart: jit would make them arrays."""
+        args, kwargs = merge_arrays(arrays, self._arguments)
+        frozen = unbind_variables(self._initializer(*args, **kwargs), freeze=True)
+        return split_arrays(frozen, named=True)
+
+    def __hash__(self) -> int:
+        return hash((self._identity, self._arguments.treedef))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Initialization) or self._identity != other._identity:
+            return False
+        return bool(self._arguments == other._arguments)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_initialization(
+    call: _Initialization, shardings: tuple[NamedSharding, ...]
+) -> Callable[[Any], Any]:
+    return jax.jit(lambda arrays: call.frozen(arrays)[0], out_shardings=list(shardings))
 
 
 def _constrained(tree: Any, shardings: Any) -> Any:
