@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,23 @@ def test_errors(key):
         StochasticDropout(0.5)(nx.ones({"a": 2}))
     with raises(TypeError, "named array"):
         StochasticDropout(0.5)(jnp.ones(2), random_stream=stream(key))
+
+
+@pytest.mark.parametrize("rate", [1.5, -1, math.nan, np.float32(2.0)])
+def test_rates_that_are_no_probabilities(key, rate):
+    for make in (StochasticDropout, maybe_dropout, lambda rate: DisabledDropout(rate, ())):
+        with raises(ValueError, "drop_rate", "must be from 0 to 1", f"got {rate!r}"):
+            make(rate)
+    x = nx.ones({"a": 2})
+    assert StochasticDropout(0.1)(x, random_stream=stream(key)).named_shape == {"a": 2}
+    assert maybe_dropout(None)(x) is x
+
+
+def test_a_traced_rate(key):
+    def run(rate):
+        return StochasticDropout(rate)(nx.ones({"a": 8}), random_stream=stream(key)).unwrap("a")
+
+    assert (jax.jit(run)(0.5) == run(jnp.asarray(0.5))).all()
 
 
 def test_compiled_equals_eager(key):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pz_core.struct import pytree_dataclass
 from pz_named.named_axes import NamedArrayBase, is_namedarray
@@ -37,6 +38,9 @@ class StochasticDropout(Layer):
 
     The mask depends on names and sizes of axes, not on the order in which they are stored.
 
+    Raises:
+        ValueError: If the rate is a number that is no probability; arrays are not looked into.
+
     Reference: Srivastava et al., Dropout (2014).
     """
 
@@ -49,6 +53,7 @@ class StochasticDropout(Layer):
     )
 
     def __post_init__(self) -> None:
+        _check_rate(self.drop_rate, "StochasticDropout")
         object.__setattr__(self, "share_across_axes", as_names(self.share_across_axes))
 
     def __call__(self, value: NamedArrayBase, /, **side_inputs: Any) -> NamedArrayBase:
@@ -98,6 +103,15 @@ class StochasticDropout(Layer):
         )
 
 
+def _check_rate(rate: Any, layer: str) -> None:
+    # NaN fails the comparison too.
+    if isinstance(rate, float | int | np.number) and not 0 <= rate <= 1:
+        raise ValueError(
+            f"{layer}: drop_rate is the probability to drop an entry and must be from 0 to 1, got "
+            f"{rate!r}. Give 0.1, say, to drop one entry in ten, or `maybe_dropout(None)` for none."
+        )
+
+
 def _nonzero(keep_rate: Any) -> Any:
     """1 in place of 0: with a rate of 1 every entry is dropped, and x / 0 would make gradients NaN."""
     if isinstance(keep_rate, float | int):
@@ -122,6 +136,7 @@ class DisabledDropout(Identity):
     )
 
     def __post_init__(self) -> None:
+        _check_rate(self.drop_rate, "DisabledDropout")
         object.__setattr__(self, "share_across_axes", as_names(self.share_across_axes))
 
     def enable(self) -> StochasticDropout:
