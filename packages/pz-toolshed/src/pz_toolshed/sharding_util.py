@@ -271,8 +271,9 @@ class _Initialization:
 
     def __init__(self, initializer: Callable[..., Any], arguments: TreeWithoutArrays):
         self._initializer = initializer
-        # A method of something that cannot be hashed equals no other call.
-        self._identity = initializer if _is_hashable(initializer) else object()
+        # A method of something that may change equals no other call.
+        owner = getattr(initializer, "__self__", initializer)
+        self._identity = initializer if _is_hashable(owner) else object()
         # What cannot be hashed (a configuration, say) may change later.
         kept = copy.deepcopy([a for a in arguments.other_leaves if not _is_hashable(a)])
         fixed = tuple(a if _is_hashable(a) else kept.pop(0) for a in arguments.other_leaves)
