@@ -207,8 +207,6 @@ def test_errors():
     linear = Linear.from_config("l", None, {"a": 2}, {"b": 2})
     with pytest.raises(UnboundVariableError):
         LowRankAdapter.from_linear(linear, "x", tm.key(), 1)
-    with pytest.raises(ValueError, match=r"rank must be at least 1, got 0"):
-        adapted_mlp(rank=0)
     with pytest.raises(ValueError, match=r"no linear layer.*\(1 parts are selected\)"):
         loraify_linears_in_selection(select(Sequential([])), 1, tm.key())
     with pytest.raises(ValueError, match=r"merge_adapters.*no LowRankAdapter.*loraify"):
@@ -218,3 +216,39 @@ def test_errors():
     unlabelled = Linear(Parameter(label=("a", 1), value=tm.random_input(a=2, b=2)), ("a",), ("b",))
     with pytest.raises(ValueError, match=r"needs a text label; one has \('a', 1\)"):
         loraify_linears_in_selection(select(unlabelled), 1, tm.key(), naming="weight")
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "text"),
+    [
+        (ValueError, {"rank": 0}, r"rank must be at least 1, got 0\. Leave the layer"),
+        (TypeError, {"rank": 2.5}, r"rank must be a whole number, got 2\.5 of type float"),
+        (TypeError, {"rank": "2"}, r"rank must be a whole number, got '2' of type str"),
+        (TypeError, {"rank": True}, r"rank must be a whole number, got True of type bool"),
+        (TypeError, {"alpha": "8"}, r"alpha must be a number or None, got '8' of type str"),
+        (TypeError, {"dropout": True}, r"dropout must be a number or None, got True of type bool"),
+        (ValueError, {"alpha": np.nan}, r"alpha must be a finite number other than 0, got nan"),
+        (ValueError, {"alpha": np.inf}, r"got inf; the correction is scaled by alpha / rank"),
+        (ValueError, {"alpha": 0.0}, r"got 0\.0; .* Give alpha=2, or None"),
+        (ValueError, {"dropout": 1.5}, r"must be from 0 to 1, got 1\.5"),
+        (ValueError, {"dropout": -1}, r"must be from 0 to 1, got -1"),
+        (ValueError, {"naming": "label"}, r'naming must be "path" or "weight", got \'label\''),
+    ],
+)
+def test_bad_options(error, options, text):
+    with pytest.raises(error, match=text):
+        adapted_mlp((2, 3), **options)
+
+
+def test_repairs_of_bad_options():
+    model = tm.mlp([2, 3])
+    with pytest.raises(TypeError, match=r"must be a selection.*got Sequential.*select\(model\)"):
+        loraify_linears_in_selection(model, 2, tm.key())
+    adapted = loraify_linears_in_selection(
+        select(model), np.int64(2), tm.key(), alpha=2, dropout=0.5, naming="path"
+    )
+    assert select(adapted).at_instances_of(LowRankAdapter).count() == 1
+    x, plain = tm.random_input(features=2), adapted_mlp((2, 3))
+    scaled = adapted_mlp((2, 3), alpha=2)  # by alpha / rank = 1
+    outputs = [tm.with_random_parameters(m)(x) for m in (plain, scaled)]
+    tm.assert_trees_close(*outputs, atol=0)

@@ -43,6 +43,7 @@ from pz_nn.grouping import NamedGroup, Sequential
 from pz_nn.layer import Layer
 from pz_nn.linear_and_affine import ConstantRescale, Linear, zero_initializer
 from pz_nn.parameters import ParameterLike, make_parameter
+from pz_toolshed._lora_options import check_options
 from pz_toolshed._low_rank_update import adapted_weight, pretrained_linear
 from pz_toolshed._low_rank_update import weight_update as weight_update
 from pz_toolshed.dora import WeightDecomposedSum, feature_norms
@@ -97,8 +98,8 @@ class LowRankAdapter(Sequential):
           init_base_rng: Key of the model's initialisation; None makes parameter slots.
           rank: Rank of the correction, at least 1.
           lowrank_axis: Name of the axis between A and B.
-          alpha: The correction is scaled by `alpha / rank`; None does not scale it.
-          dropout: Rate of a dropout on the correction's input, drawn from the side input
+          alpha: The correction is scaled by `alpha / rank`, not 0; None does not scale it.
+          dropout: Rate, from 0 to 1, of a dropout on the correction's input, drawn from the side input
             `random_stream`; None adds none.
           dtype: Dtype of A and B; default: the weight's, or float32 if that is no float. A
             correction of another dtype is cast back, so the layer's output keeps its dtype.
@@ -110,14 +111,13 @@ class LowRankAdapter(Sequential):
           layer, the axis of a layer stack) are parallel in A and in B.
 
         Raises:
-          ValueError: If the rank is not positive.
+          TypeError: If the rank is no whole number, or alpha or dropout is no number.
+          ValueError: If the rank is not positive, alpha is 0 or not finite, or dropout is no
+            probability.
           UnboundVariableError: If the weight is a slot.
         """
-        if rank < 1:
-            raise ValueError(
-                f"LowRankAdapter.from_linear({name!r}): rank must be at least 1, got {rank}. "
-                "Leave the layer as it is for rank 0."
-            )
+        call = f"LowRankAdapter.from_linear({name!r})"
+        check_options(call, rank=rank, alpha=alpha, dropout=dropout)
         weight_dtype = linear.weights.value.dtype
         if dtype is None:
             is_float = jnp.issubdtype(weight_dtype, jnp.floating)
@@ -246,9 +246,21 @@ def loraify_linears_in_selection(
       The whole model with the adapters.
 
     Raises:
-      ValueError: If no linear layer is selected, the rank is not positive, or `naming` is
-        `"weight"` and a weight has no text label.
+      TypeError: If `selection` is none, or as `LowRankAdapter.from_linear` does.
+      ValueError: If no linear layer is selected, `naming` is neither of the two or is `"weight"` and
+        a weight has no text label, or as `LowRankAdapter.from_linear` does.
     """
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            "loraify_linears_in_selection: the first argument must be a selection of a model's parts, "
+            f"got {type(selection).__name__}. Give select(model) to adapt all of it, or e.g. "
+            "select(model).at_instances_of(Attention)."
+        )
+    if naming not in ("path", "weight"):
+        raise ValueError(
+            f'loraify_linears_in_selection: naming must be "path" or "weight", got {naming!r}. '
+            'naming="path" is the default.'
+        )
     model = selection.deselect()
     # From the root, so that paths do not depend on how the parts were selected.
     linears = selection.at_instances_of(Linear)
