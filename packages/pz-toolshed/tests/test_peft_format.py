@@ -184,7 +184,9 @@ def test_errors(tmp_path):
         ({"use_dora": True}, "lacks lora_magnitude_vector"),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] is not supported"),
-        ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
+        ({"lora_alpha": None}, "lora_alpha must be a finite number other than 0, got None"),
+        ({"lora_alpha": np.nan}, "lora_alpha must be a finite number other than 0, got nan"),
+        ({"alpha_pattern": {"q": 0}}, r"alpha_pattern\['q'\] must be a finite .*, got 0"),
     ):
         path.write_text(json.dumps({**config, **change}))
         with pytest.raises(AdapterFormatError, match=rule):

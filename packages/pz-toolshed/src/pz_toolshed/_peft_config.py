@@ -103,10 +103,15 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
                 f"{path}: {option}={config[option]!r} is not supported (only {supported!r}). Merge "
                 "such adapters with peft and load the merged weights."
             )
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise AdapterFormatError(
-            f"{path}: lora_alpha must be a number, got {config.get('lora_alpha')!r}. Copy the file again."
-        )
+    patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
+    named = {f"alpha_pattern[{name!r}]": value for name, value in patterns.items()}
+    for option, alpha in {"lora_alpha": config.get("lora_alpha"), **named}.items():
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not (is_number and math.isfinite(alpha) and alpha):
+            raise AdapterFormatError(
+                f"{path}: {option} must be a finite number other than 0, got {alpha!r}. Copy the file "
+                "again."
+            )
     return config
 
 
