@@ -148,13 +148,18 @@ def test_alpha_scales_the_correction_by_alpha_over_rank():
     tm.assert_trees_close(scaled, plain * 3.0, atol=1e-5)
 
 
-def test_dropout_draws_from_the_random_stream():
-    model = tm.with_random_parameters(adapted_mlp((2, 3), dropout=0.5))
+def test_dropout_draws_from_the_random_stream_for_the_correction_alone():
+    untrained = adapted_mlp((2, 3), dropout=0.5)
     stream = tm.stream()
     x = tm.random_input(batch=16, features=2)
+    # With B = 0 the correction is 0, so whatever dropout does there, the layer is the pretrained one.
+    got, want = untrained(x, random_stream=stream), tm.mlp([2, 3])(x)
+    assert jnp.array_equal(*(y.unwrap("batch", "features") for y in (got, want)))
+    assert int(stream.offset.value) == 1
+    model = tm.with_random_parameters(untrained)
     one, two = (model(x, random_stream=stream) for _ in range(2))
     assert not np.allclose(one.unwrap("batch", "features"), two.unwrap("batch", "features"))
-    assert int(stream.offset.value) == 2
+    assert int(stream.offset.value) == 3
 
 
 @pytest.mark.parametrize("adapter_dtype", [None, jnp.float32])
