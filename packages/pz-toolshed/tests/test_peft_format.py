@@ -196,6 +196,29 @@ def test_errors(tmp_path):
         load_adapters(tmp_path, linears())
 
 
+def test_a_folder_without_adapters_is_described(tmp_path):
+    both = r"no adapter_config\.json and no adapter_model\.safetensors in"
+    repair = (
+        r"Give the folder that was given to save_adapters, which writes adapter_config\.json and"
+    )
+    save_adapters(tmp_path / "run" / "adapters", adapted(linears()))
+    (tmp_path / "run" / "log.jsonl").touch()
+    (tmp_path / "empty").mkdir()
+    for name, text in (
+        ("run", rf"{both} .*run; it holds adapters, log\.jsonl\. {repair}"),
+        ("empty", rf"{both} .*empty; it holds nothing\. {repair}"),
+        ("absent", rf"{both} .*absent; there is no such folder\. {repair}"),
+        ("run/log.jsonl", rf"{both} .*log\.jsonl; that is a file\. {repair}"),
+    ):
+        with pytest.raises(FileNotFoundError, match=text):
+            load_adapters(tmp_path / name, linears())
+    folder = tmp_path / "run" / "adapters"
+    load_adapters(folder, linears())  # the repair
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"no adapter_model\.safetensors in .*model\.bin\."):
+        load_adapters(folder, linears())
+
+
 def test_a_missing_matrix_is_named_and_damage_noticed(tmp_path):
     numpy_format = pytest.importorskip("safetensors.numpy")
     save_adapters(tmp_path, adapted(linears()))

@@ -1,4 +1,4 @@
-"""The file `adapter_config.json` of HuggingFace's `peft`."""
+"""The folder of adapters of HuggingFace's `peft`, and the file `adapter_config.json` in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from typing import Any
 
 from pz_toolshed.checkpoint_errors import AdapterFormatError
 
-__all__ = ["alpha_of", "config_of", "read_config"]
+__all__ = [
+    "CONFIG_FILE",
+    "TENSORS_FILE",
+    "alpha_of",
+    "config_of",
+    "read_config",
+    "require_files",
+]
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
 
 # Options, and the only value of each that is supported.
 _UNSUPPORTED: Mapping[str, Any] = {
@@ -73,6 +83,30 @@ def config_of(
         "use_dora": use_dora,
         **_UNSUPPORTED,
     }
+
+
+def require_files(folder: pathlib.Path) -> None:
+    """Looks for the two files.
+
+    Args:
+      folder: Where they should be.
+
+    Raises:
+      FileNotFoundError: If one is missing.
+    """
+    missing = [name for name in (CONFIG_FILE, TENSORS_FILE) if not (folder / name).is_file()]
+    if not missing:
+        return
+    if folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "nothing"
+        found = f"it holds {shown}"
+    else:
+        found = "that is a file" if folder.exists() else "there is no such folder"
+    raise FileNotFoundError(
+        f"load_adapters: there is no {' and no '.join(missing)} in {folder}; {found}. Give the folder "
+        f"that was given to save_adapters, which writes {CONFIG_FILE} and {TENSORS_FILE}."
+    )
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -36,7 +36,14 @@ from pz_nn.dropout import StochasticDropout
 from pz_nn.layer_stack import layerstack_axes_from_keypath
 from pz_nn.linear_and_affine import ConstantRescale, Linear
 from pz_toolshed._low_rank_update import low_rank_matrices
-from pz_toolshed._peft_config import alpha_of, config_of, read_config
+from pz_toolshed._peft_config import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    alpha_of,
+    config_of,
+    read_config,
+    require_files,
+)
 from pz_toolshed._safetensors_file import TensorsFile, read_header, write_atomically
 from pz_toolshed.checkpoint_errors import AdapterFormatError as AdapterFormatError
 from pz_toolshed.lora import LowRankAdapter
@@ -179,9 +186,9 @@ def save_adapters(
     folder = pathlib.Path(directory)
     config = config_of(ranks, alphas, dropouts, base_model, use_dora)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     write_atomically(
-        folder / "adapter_model.safetensors",
+        folder / TENSORS_FILE,
         {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()},
         tensors.__getitem__,
         {"format": "pt"},
@@ -256,7 +263,7 @@ def load_adapters(
       The model with the adapters, whose labels are made of the labels of the adapted weights.
 
     Raises:
-      FileNotFoundError: If a file is missing.
+      FileNotFoundError: If one of the two files, or the folder, is missing.
       CheckpointFormatError: If the file of the matrices is damaged.
       AdapterFormatError: If the config is damaged or asks for what is not supported, or a matrix is
         missing.
@@ -264,8 +271,9 @@ def load_adapters(
         of several stacked blocks; or if the model has adapters already.
     """
     folder = pathlib.Path(directory)
-    config = read_config(folder / "adapter_config.json")
-    file = read_header(folder / "adapter_model.safetensors")
+    require_files(folder)
+    config = read_config(folder / CONFIG_FILE)
+    file = read_header(folder / TENSORS_FILE)
     available = _read_adapters(file, bool(config.get("use_dora")))
     if select(model).at_instances_of(LowRankAdapter).count():
         raise ValueError(
