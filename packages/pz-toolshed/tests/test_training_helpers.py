@@ -365,6 +365,41 @@ def test_early_stopping_counts_failures_in_a_row():
     assert done == 4
 
 
+def test_early_stopping_names_the_metrics_that_there_are():
+    trainer = trainer_of(tm.mlp([2, 2]), optax.sgd(0.0))
+    other = evaluating(lambda: {"loss": 1.0}, every=1)
+    late = evaluating(lambda: {"score": 1.0}, every=2)
+
+    def run(*callbacks):
+        return fit(trainer, [{"x": X}] * 2, progress=False, callbacks=callbacks)
+
+    stopping = EarlyStopping("validation/score", patience=9)
+    with pytest.raises(
+        ValueError,
+        match=r"EarlyStopping\('validation/score'\): there is no such metric, only "
+        r"\['validation/loss'\]\..* They were evaluated at step 1\. Give one of these names; or",
+    ):
+        run(other, late, stopping)
+    run(evaluating(lambda: {"loss": 1.0}, every=1, prefix="other/"), late, stopping)  # the repair
+    assert stopping.best == 1.0
+    run(other, late, stopping)  # it has been there, so it may be lacking now
+
+    with pytest.warns(
+        UserWarning,
+        match=r"fit: EarlyStopping\('validaton/loss'\): there is no such metric, only "
+        r"\['loss', 'size', 'validation/loss'\]\. Did you mean 'validation/loss'\? So it could not",
+    ):
+        run(other, EarlyStopping("validaton/loss", patience=9))
+    stopping = EarlyStopping("validation/loss", patience=9)
+    with pytest.warns(
+        UserWarning, match=r"called before the callback that adds .* Put it after"
+    ) as caught:
+        run(stopping, other)
+    assert caught[0].filename == __file__
+    run(other, stopping)  # the repair
+    fit(trainer, [], progress=False, callbacks=[EarlyStopping("x", patience=9)])  # no step, no word
+
+
 def test_writers_refuse_late_columns_and_write_nothing_for_nan(tmp_path):
     event = training_loop.TrainingEvent(1, {"loss": math.nan}, None)
     metric_writers.JsonLinesWriter(tmp_path / "a")(event)

@@ -13,8 +13,10 @@ stops the training. Nothing else is a framework.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -73,9 +75,13 @@ def fit(
 
     Returns:
       How many steps the trainer has made in all.
+
+    Warns:
+      UserWarning: If an `EarlyStopping` among the callbacks never found its metric.
     """
     done = int(trainer.state.value.step)
     callbacks = list(callbacks)
+    names: set[str] = set()
     bar = _progress_bar(steps) if progress else None
     shown: dict[str, str] = {}
     try:
@@ -86,6 +92,7 @@ def fit(
             event = TrainingEvent(done, {"loss": loss, **scalars}, trainer)
             # A list, not a generator: a callback that stops does not keep the others from running.
             is_over = any([callback(event) for callback in callbacks])
+            names.update(event.metrics)
             if bar is not None:
                 added = {name: x for name, x in event.metrics.items() if name not in scalars}
                 shown |= {name: f"{float(value):.4g}" for name, value in added.items()}
@@ -96,7 +103,28 @@ def fit(
     finally:
         if bar is not None:
             bar.close()
+    _warn_of_unused(callbacks, names)
     return done
+
+
+def _warn_of_unused(callbacks: list[Callback], names: set[str]) -> None:
+    for callback in callbacks:
+        if names and isinstance(callback, EarlyStopping) and not callback._has_looked:
+            name = callback.metric
+            problem = (
+                f"EarlyStopping({name!r}) is called before the callback that adds this metric, so it "
+                "never saw it. Put it after that one."
+                if name in names
+                else f"{_absence(name, names)} So it could not stop the training. Give one of these "
+                "names, or train until the metric is evaluated."
+            )
+            warnings.warn(f"fit: {problem}", stacklevel=3)
+
+
+def _absence(metric: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(metric, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"EarlyStopping({metric!r}): there is no such metric, only {sorted(names)}.{hint}"
 
 
 def _progress_bar(steps: int | None) -> Any:
@@ -142,8 +170,12 @@ def every(steps: int, callback: Callback) -> Callback:
 class EarlyStopping:
     """Stops the training when a metric no longer improves.
 
+    Steps without the metric are passed over. But if it has never been there, an evaluation that gives
+    other metrics of its prefix (what is before the last `/`) is an error; and if it has not come by the
+    end of the training, `fit` warns.
+
     Attributes:
-      metric: Name of the metric; steps without it are passed over.
+      metric: Name of the metric.
       patience: How often in a row it may fail to improve.
       min_delta: How much smaller it must be than the best so far to count as better.
       best: The best value so far.
@@ -156,9 +188,18 @@ class EarlyStopping:
     best: float = math.inf
     failures: int = 0
 
+    @property
+    def _has_looked(self) -> bool:
+        return self.failures > 0 or self.best != math.inf
+
     def __call__(self, event: TrainingEvent) -> bool:
-        """Looks at the metric; true when the patience is at its end."""
+        """Looks at the metric; true when the patience is at its end.
+
+        Raises:
+          ValueError: If an evaluation gives other metrics of its prefix, and it has never been there.
+        """
         if self.metric not in event.metrics:
+            self._check_evaluation(event)
             return False
         value = float(event.metrics[self.metric])
         if value < self.best - self.min_delta:
@@ -166,6 +207,16 @@ class EarlyStopping:
         else:
             self.failures += 1
         return self.failures > self.patience
+
+    def _check_evaluation(self, event: TrainingEvent) -> None:
+        prefix = self.metric[: self.metric.rfind("/") + 1]
+        evaluated = [name for name in event.metrics if prefix and name.startswith(prefix)]
+        if evaluated and not self._has_looked:
+            raise ValueError(
+                f"{_absence(self.metric, evaluated)} They were evaluated at step {event.step}. Give "
+                "one of these names; or, if they are of another evaluation, give that a prefix of its "
+                "own: evaluating(..., prefix=...)."
+            )
 
 
 MetricFunction: TypeAlias = Callable[..., Mapping[str, tuple[Any, Any]]]
