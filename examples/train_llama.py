@@ -6,7 +6,8 @@
 The book is "Alice's Adventures in Wonderland" by Lewis Carroll (1865, in the public domain; see
 `examples/alice.md`), the tokens are its characters. Whoever knows only how often each character
 occurs needs the unigram entropy per character, about 3 nats; the model has to get 1 nat below that on
-the last tenth of the book, which it is not trained on. Read `main` first.
+the last tenth of the book, which it is not trained on, or the program fails (the smaller model: 0.3).
+Read `main` first.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from pz_toolshed.parameter_averaging import ExponentialMovingAverage
 from pz_toolshed.training_loop import EarlyStopping, evaluate, evaluating, fit
 
 TEXT = pathlib.Path(__file__).parent / "alice.txt"
-WANTED_GAIN = 1.0  # nats per character below the unigram entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Settings:
     steps: int = 300
     learning_rate: float = 3e-3
     validate_every: int = 50
+    wanted_gain: float = 1.0  # nats per character below the unigram entropy
 
 
-SHORT = Settings(blocks=2, width=64, length=64, steps=150)
+SHORT = Settings(blocks=2, width=64, length=64, steps=150, wanted_gain=0.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,11 @@ class Outcome:
 
 
 def main(argv: list[str] | None = None) -> Outcome:
-    """The story."""
+    """The story.
+
+    Raises:
+      SystemExit: With a message, so that the program fails, if the model learned less than is wanted.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a smaller model, fewer steps")
     parser.add_argument("--folder", type=pathlib.Path, help="where to save (default: nowhere)")
@@ -206,8 +211,7 @@ def main(argv: list[str] | None = None) -> Outcome:
         smooth = saving.load(folder, like=build_model(settings, vocabulary))
     outcome = Outcome(entropy, first_loss, validate()["loss"], steps)
     print(f"  validation loss {outcome.last_loss:.3f} nats per character after {steps} steps:")
-    verdict = "as wanted" if outcome.gain >= WANTED_GAIN else f"short of the {WANTED_GAIN} wanted"
-    print(f"  {outcome.gain:.3f} below the unigram entropy of {entropy:.3f}, {verdict}")
+    print(f"  {outcome.gain:.3f} below the unigram entropy of {entropy:.3f}")
 
     print("\n4. What it writes")
     answer = pz_models.generate(
@@ -218,6 +222,10 @@ def main(argv: list[str] | None = None) -> Outcome:
         key=jax.random.key(2),
     )
     print(f"Alice was{vocabulary.decode(answer.tokens)}")
+    if not outcome.gain >= settings.wanted_gain:  # NaN is no gain either
+        raise SystemExit(
+            f"The gain of {outcome.gain:.3f} nats is short of the {settings.wanted_gain} wanted."
+        )
     return outcome
 
 

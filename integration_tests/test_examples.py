@@ -1,10 +1,12 @@
 """The training examples in their short form: they learn, and say what they claim."""
 
+import dataclasses
 import importlib.metadata
 import math
 import pathlib
 import re
 import runpy
+import types
 
 import numpy as np
 import pytest
@@ -40,6 +42,24 @@ def test_a_llama_learns_from_scratch(capsys, tmp_path):
     stated = [float(x) for x in re.findall(r"(\d\.\d{3}) nats per character", printed)]
     assert stated == pytest.approx([outcome.entropy, outcome.last_loss], abs=5e-4)
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".safetensors"}
+
+
+def test_the_program_fails_short_of_the_wanted_gain(monkeypatch):
+    pytest.importorskip("optax")
+    script = example("train_llama")
+    main = script["main"]
+    tiny = script["Settings"](blocks=1, width=8, length=8, batch=4)
+    nothing_written = types.SimpleNamespace(tokens=())
+    monkeypatch.setitem(main.__globals__, "TEXT", EXAMPLES / "alice.md")
+    monkeypatch.setitem(main.__globals__, "Settings", lambda: tiny)
+    monkeypatch.setitem(main.__globals__, "fit", lambda trainer, batches, **options: 0)  # untrained
+    monkeypatch.setattr("pz_models.generate", lambda *args, **options: nothing_written)
+    with pytest.raises(SystemExit, match=r"gain of -\d\.\d{3} nats is short of the 1\.0 wanted"):
+        main([])
+    monkeypatch.setitem(
+        main.__globals__, "Settings", lambda: dataclasses.replace(tiny, wanted_gain=-9.0)
+    )
+    assert main([]).gain < 0.0
 
 
 @pytest.mark.slow
