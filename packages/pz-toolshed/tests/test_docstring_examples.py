@@ -117,7 +117,7 @@ def names_for_training(name, model, tokens):
         "optax": optax, "optimizer": optax.sgd(0.1), "StatefulTrainer": StatefulTrainer,
         "trainer": trainer, "loss_fn": mean_loss, "model": model, "fit": fit, "save": save,
         "batches": (lambda: batches) if name == "training_loop" else batches,
-        "training_batches": lambda: batches,
+        "training_batches": lambda: batches * 50,  # as far as the first evaluation
         "token_metrics": lambda model, tokens: {"loss": (mean_loss(model, 0, 0, tokens)[0], 1)},
     } | ({"JsonLinesWriter": lambda path: lambda event: None} if name == "training_loop" else {})  # fmt: skip
 
