@@ -97,9 +97,9 @@ def test_the_release_check_has_a_cell_for_everything_that_is_supported():
     names = [cell.name for cell in _script("release_check").cells()]
     wheels = [path.name for path in (ROOT / "packages").iterdir()]
     for python in ("3.11", "3.12", "3.13"):
-        for what in (*wheels, "together", "together-oldest-jax"):
-            assert f"{python}-{what}" in names
-    assert len(set(names)) == len(names) == 3 * (len(wheels) + 2)
+        for what in (*wheels, "together"):
+            assert {f"{python}-{what}", f"{python}-{what}-oldest-jax"} <= set(names)
+    assert len(set(names)) == len(names) == 6 * (len(wheels) + 1)
 
 
 @pytest.mark.parametrize("name", ["penzai", *(path.name for path in (ROOT / "packages").iterdir())])
