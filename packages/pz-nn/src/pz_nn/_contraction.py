@@ -2,7 +2,8 @@
 
 Every label stands once in each array that has it. A label in both arrays is summed over unless the result
 has it, in which case the arrays are paired along it; any other label must be in the result. Operands are
-never transposed, and the result only if no order of the operands gives it as wanted.
+not transposed (but where `_axis_folding` brings paired axes to the front, as XLA would), and the result only
+if no order of the operands gives it as wanted.
 
 What to do depends on the labels alone, so it is planned once for each set of labels.
 """

@@ -2,7 +2,8 @@
 
     contract("embedding", x, weights)   # {batch, embedding} and {embedding, heads} -> {batch, heads}
 
-A contraction of two arrays becomes one `dot_general` in which neither operand is transposed.
+A contraction of two arrays becomes one `dot_general`, in compiled programs for CPUs of matrices: reshapes around
+it are free, and nothing is transposed but paired axes, which XLA would bring to the front itself.
 """
 
 from __future__ import annotations

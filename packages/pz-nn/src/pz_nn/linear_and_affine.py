@@ -6,8 +6,8 @@ new in the result, all others are parallel (one independent operator for each in
     layer = Linear.from_config("attn/query", key, {"embedding": 64}, {"heads": 4, "projection": 16})
     layer(x)  # {batch, seq, embedding} -> {batch, seq, heads, projection}
 
-A `Linear` becomes one `dot_general` in which neither operand is transposed (on CPUs between reshapes, which
-are free).
+A `Linear` without parallel axes becomes one `dot_general` in which neither operand is transposed (in compiled
+programs for CPUs between reshapes, which are free).
 
 Contractions live in `pz_nn.contraction` and initializers in `pz_nn.initializers`; both are named here too,
 where Penzai has them.
