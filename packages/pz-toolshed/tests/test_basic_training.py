@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import inspect
 
@@ -248,6 +249,27 @@ def test_a_loss_that_is_not_finite_can_be_let_through():
     loss, _ = trainer.step_with_loss(x=tm.random_input(features=2) * jnp.nan)
     assert np.isnan(loss)
     assert int(trainer.state.value.step) == 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_only_a_trainer_that_stops_waits_for_the_step(stops):
+    class Waited(Exception):
+        pass
+
+    class Pending:
+        def __bool__(self):
+            raise Waited
+
+    trainer = trainer_of(tm.mlp([2, 2]), stop_if_not_finite=stops)
+    step = trainer.step_fn
+    trainer = dataclasses.replace(
+        trainer,
+        step_fn=lambda *args, **kwargs: dataclasses.replace(
+            step(*args, **kwargs), is_finite=Pending()
+        ),
+    )
+    with pytest.raises(Waited) if stops else contextlib.nullcontext():
+        trainer.step(x=tm.random_input(features=2))
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ class StatefulTrainer(Struct):
             check_finite=self.stop_if_not_finite,
             keep_if_not_finite=self.donate_states and self.stop_if_not_finite,
         )
-        if not (isinstance(result.is_finite, jax.core.Tracer) or bool(result.is_finite)):
+        if self.stop_if_not_finite and not _is_true(result.is_finite):  # waits for the step
             if self.donate_states:
                 # The old buffers are gone; the result holds their contents.
                 self._write_back(result, ())
@@ -406,3 +406,7 @@ class StatefulTrainer(Struct):
             float(loss),
             labels,
         )
+
+
+def _is_true(flag: jax.Array) -> bool:
+    return isinstance(flag, jax.core.Tracer) or bool(flag)
